@@ -103,6 +103,12 @@ type ExtentMapper interface {
 	Extents(off, n int64, max int) ([]Extent, error)
 }
 
+// VecWriter is implemented by devices that can write several buffers that lie one after the other on the device in one go. The sum of the
+// lengths counts as the length of the request; each buffer's length is a multiple of SectorSize. Otherwise it is as WriteAt without flags.
+type VecWriter interface {
+	WriteVecAt(bufs [][]byte, off int64) error
+}
+
 // Check returns nil when [off, off+n) is aligned and inside a device of the given size.
 func Check(off, n, size int64) error {
 	if off%SectorSize != 0 || n%SectorSize != 0 {
