@@ -1,0 +1,112 @@
+package loop
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"mars/internal/block"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+func TestErrno(t *testing.T) {
+	for err, want := range map[error]syscall.Errno{
+		block.ErrNoSpace:         syscall.ENOSPC,
+		block.ErrAlign:           syscall.EINVAL,
+		block.ErrRange:           syscall.EINVAL,
+		block.ErrReadOnly:        syscall.EROFS,
+		block.ErrClosed:          syscall.ENODEV,
+		errors.New("head crash"): syscall.EIO,
+	} {
+		if got := errno(fmt.Errorf("wrapped: %w", err)); got != fuse.Status(want) {
+			t.Errorf("%v gives %v, want %v", err, got, want)
+		}
+	}
+}
+
+func TestParseMount(t *testing.T) {
+	const line = `36 35 7:3 / /srv/my\040data rw,noatime shared:1 master:2 - ext4 /dev/loop3 rw,errors=continue`
+	got, ok := parseMount(line)
+	want := mountEntry{dev: "7:3", point: "/srv/my data", fstype: "ext4", source: "/dev/loop3"}
+	if !ok || got != want {
+		t.Errorf("got %+v", got)
+	}
+	for _, bad := range []string{"", "36 35 7:3", "a b c d e f - x", `1 2 3 4 5 6 -`} {
+		if m, ok := parseMount(bad); ok {
+			t.Errorf("%q parsed as %+v", bad, m)
+		}
+	}
+}
+
+func TestUnescape(t *testing.T) {
+	for in, want := range map[string]string{``: "", `a\040b`: "a b", `a\04`: `a\04`, `\134`: `\`, `\999x`: `\999x`} {
+		if got := unescape(in); got != want {
+			t.Errorf("%q gives %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestLink(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "a", "b")
+	for _, node := range []string{"/dev/loop98", "/dev/loop99"} {
+		if err := placeLink(link, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := dropLink(link, "/dev/loop98"); err != nil {
+		t.Fatal(err)
+	}
+	if target, err := os.Readlink(link); err != nil || target != "/dev/loop99" {
+		t.Errorf("a foreign link was dropped: %q %v", target, err)
+	}
+	if err := dropLink(link, "/dev/loop99"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(link); !os.IsNotExist(err) {
+		t.Errorf("link is still there: %v", err)
+	}
+}
+
+// In a process of its own, because it changes the process for good.
+func TestProtectFromReclaim(t *testing.T) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "MARS_LOOP_HELPER=protect")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return
+	}
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok && ee.ExitCode() == 3 {
+		skip(t, strings.TrimSpace(string(out)))
+	}
+	t.Errorf("%v: %s", err, out)
+}
+
+// helperProtect ends with 0 when all threads are protected, 3 when this machine or binary does not allow it.
+func helperProtect() int {
+	if errs := ProtectFromReclaim(); len(errs) > 0 {
+		fmt.Println(errors.Join(errs...))
+		return 3
+	}
+	const memallocNoIO = 0x80000 // PF_MEMALLOC_NOIO
+	stats, _ := filepath.Glob("/proc/self/task/*/stat")
+	for _, s := range stats {
+		b, err := os.ReadFile(s)
+		if err != nil {
+			continue // the thread has ended
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		flags, err := strconv.ParseUint(strings.Fields(rest)[6], 10, 64)
+		if err != nil || flags&memallocNoIO == 0 {
+			fmt.Println("not protected:", string(b), err)
+			return 1
+		}
+	}
+	return 0
+}
