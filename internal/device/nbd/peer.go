@@ -1,0 +1,54 @@
+package nbd
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"unicode"
+)
+
+// peerName names the process or the host at the other end, for operators: "pid 4711 (qemu-img)" or "192.0.2.7:54321".
+func peerName(nc net.Conn) string {
+	if u, ok := nc.(*net.UnixConn); ok {
+		return unixPeerName(u)
+	}
+	return nc.RemoteAddr().String()
+}
+
+func unixPeerName(u *net.UnixConn) string {
+	cred, err := peerCredentials(u)
+	if err != nil {
+		return "unknown process"
+	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cred.Pid))
+	if err != nil { // it is in another pid namespace, or has ended already
+		return fmt.Sprintf("pid %d", cred.Pid)
+	}
+	return fmt.Sprintf("pid %d (%s)", cred.Pid, printable(string(comm)))
+}
+
+func peerCredentials(u *net.UnixConn) (cred *syscall.Ucred, err error) {
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	ctlErr := raw.Control(func(fd uintptr) {
+		cred, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if ctlErr != nil {
+		return nil, ctlErr
+	}
+	return cred, err
+}
+
+// printable: a process chooses its name itself, and may try to play tricks with terminals and logs.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, strings.TrimSuffix(s, "\n"))
+}

@@ -1,0 +1,35 @@
+package nbd
+
+import "time"
+
+// This file is how the connections of a server share its memory, see budget.
+
+// waitForRoom waits until n bytes have been granted to own. Clients that hold memory but keep us waiting are cut meanwhile.
+func (s *Server) waitForRoom(own *share, n int64) error {
+	tick := time.NewTicker(roomCheck)
+	defer tick.Stop()
+	for {
+		ok, freed := s.budget.take(own, n)
+		if ok {
+			return nil
+		}
+		select {
+		case <-freed:
+		case <-tick.C:
+			s.cutStalled()
+		case <-s.stop:
+			return errStopped
+		}
+	}
+}
+
+func (s *Server) cutStalled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.mu.conns {
+		if c.user != "" && c.stalled(s.cfg.StallTimeout) {
+			s.cfg.Log.Warn("NBD client cut: it holds memory that others need and does not take its data", "client", c.user)
+			c.raw.Close()
+		}
+	}
+}
