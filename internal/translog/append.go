@@ -1,0 +1,356 @@
+package translog
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"mars/internal/history"
+)
+
+// Entry is one record to be appended.
+type Entry struct {
+	Kind    Kind
+	Off     int64
+	Len     int64
+	Stamp   int64
+	Payload []byte // at most MaxPayload; read during Append only
+	Sum     uint32 // Checksum(Payload)
+
+	// Data is set by Append: the LSN of the payload's first byte.
+	Data history.LSN
+}
+
+// padding fills records up to a multiple of recordUnit.
+var padding [recordUnit]byte
+
+// Append writes the entries at the end of the log, in order, with as few system calls as possible. It returns how many of them are in the log
+// (readable, and surviving a kill of the process; durable after SyncTo). On an error the others are not, and the log is as if they
+// had never been passed.
+func (l *Log) Append(entries []Entry) (int, error) {
+	done := 0
+	for done < len(entries) {
+		n, err := l.appendToSegment(entries[done:])
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// appendToSegment writes the entries that fit into the current segment, at least one: into a new segment if need be.
+func (l *Log) appendToSegment(entries []Entry) (int, error) {
+	fresh, err := l.makeRoom(recordSize(len(entries[0].Payload)))
+	if err != nil {
+		return 0, err
+	}
+	w := l.startBatch(len(entries), fresh)
+	n := 0
+	for i := range entries {
+		if i > 0 && !w.fits(recordSize(len(entries[i].Payload))) {
+			break
+		}
+		w.add(&entries[i])
+		n++
+	}
+	if err := w.write(); err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// batch collects records that go to one segment.
+type batch struct {
+	l       *Log
+	seg     *segment
+	path    history.Path // End, EndDigest and LastData move; the timelines are shared and not touched
+	durable history.LSN
+	from    history.LSN
+	flags   uint8
+}
+
+func (l *Log) startBatch(n int, fresh bool) *batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cap(l.hdrs) < n*HeaderSize {
+		l.hdrs = make([]byte, 0, max(64, n)*HeaderSize)
+	}
+	l.hdrs, l.iov = l.hdrs[:0], l.iov[:0]
+	b := &batch{l: l, seg: l.segs[len(l.segs)-1], path: l.path, durable: l.durable, from: l.path.End}
+	if fresh {
+		b.flags = flagSegmentStart
+	}
+	return b
+}
+
+func (b *batch) fits(size int64) bool {
+	return b.seg.offset(b.path.End)+size <= b.l.cfg.SegmentSize
+}
+
+func (b *batch) add(e *Entry) {
+	h := Header{Kind: e.Kind, Flags: b.flags, LSN: b.path.End, Timeline: b.path.Tip().ID, Stamp: e.Stamp,
+		Off: e.Off, Len: e.Len, PayloadLen: len(e.Payload), Durable: b.durable}
+	b.flags = 0
+	b.put(&h, e.Payload, e.Sum)
+	e.Data = h.LSN + HeaderSize
+}
+
+func (b *batch) put(h *Header, payload []byte, sum uint32) {
+	l := b.l
+	binary.LittleEndian.PutUint32(h.PayloadSum[:], sum)
+	at := len(l.hdrs)
+	l.hdrs = append(l.hdrs, make([]byte, HeaderSize)...)
+	hdr := l.hdrs[at : at+HeaderSize : at+HeaderSize]
+	h.encode(hdr, b.path.EndDigest)
+	l.iov = append(l.iov, hdr)
+	if len(payload) > 0 {
+		l.iov = append(l.iov, payload)
+	}
+	if pad := h.Size() - HeaderSize - int64(len(payload)); pad > 0 {
+		l.iov = append(l.iov, padding[:pad])
+	}
+	b.path.End, b.path.EndDigest = h.End(), h.Chain
+	if h.Modifies() {
+		b.path.LastData = b.path.End
+	}
+}
+
+// write puts the batch into the file and moves the end of the log.
+func (b *batch) write() error {
+	want := int(b.path.End - b.from)
+	n, err := b.seg.file.WritevAt(b.l.iov, b.seg.offset(b.from))
+	if err != nil || n != want {
+		return fmt.Errorf("write log %s at LSN %d: %w", b.seg.name, b.from, errOr(err, "short write"))
+	}
+	b.l.advance(b.seg, b.path)
+	return nil
+}
+
+// advance publishes a new end of the log.
+func (l *Log) advance(s *segment, p history.Path) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.dirty = true
+	l.path.End, l.path.EndDigest, l.path.LastData = p.End, p.EndDigest, p.LastData
+	l.path.Timelines, l.path.Successor = p.Timelines, p.Successor
+}
+
+func errOr(err error, text string) error {
+	if err != nil {
+		return err
+	}
+	return errors.New(text)
+}
+
+// StartTimeline appends the first record of a timeline, in a segment of its own. Fields of t that follow from the log (No, Parent, Switch,
+// Digest, Passed) are filled in. It is durable when nil is returned.
+func (l *Log) StartTimeline(t history.Timeline) (history.Timeline, error) {
+	l.Rotate()
+	p := l.Path()
+	tip := p.Tip()
+	t.No, t.Parent, t.Switch, t.Digest, t.Passed = tip.No+1, tip.ID, p.End, p.EndDigest, p.Successor
+	if t.ID == 0 || t.Origin == "" {
+		return t, fmt.Errorf("timeline without identity or origin")
+	}
+	err := l.appendControl(KindTimelineStart, t.Stamp, t, func(p *history.Path) { p.Push(t) })
+	return t, err
+}
+
+// EndTimeline appends the record that closes the timeline and passes the token to successor. It is durable when nil is returned.
+func (l *Log) EndTimeline(successor string, stamp int64) error {
+	if successor == "" {
+		return errors.New("end of timeline without a successor")
+	}
+	return l.appendControl(KindTimelineEnd, stamp, EndOfTimeline{successor}, func(p *history.Path) { p.Successor = successor })
+}
+
+// appendControl appends one record with a JSON payload; change is what it does to the path besides moving its end.
+func (l *Log) appendControl(kind Kind, stamp int64, content any, change func(*history.Path)) error {
+	payload, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	fresh, err := l.makeRoom(recordSize(len(payload)))
+	if err != nil {
+		return err
+	}
+	b := l.startBatch(1, fresh)
+	b.path = b.path.Clone()
+	h := Header{Kind: kind, Flags: b.flags, LSN: b.path.End, Stamp: stamp, PayloadLen: len(payload), Durable: b.durable}
+	end, digest := b.path.End, b.path.EndDigest
+	change(&b.path)
+	b.path.End, b.path.EndDigest = end, digest
+	h.Timeline = b.path.Tip().ID
+	b.put(&h, payload, Checksum(payload))
+	if err := b.write(); err != nil {
+		return err
+	}
+	return l.SyncTo(b.path.End)
+}
+
+// Rotate makes the next record the first one of a new segment.
+func (l *Log) Rotate() { l.sealing = true }
+
+// makeRoom sees to it that the last segment can take size bytes, opening a new one when it is full or sealed. fresh: the next record is the
+// first one of its segment.
+func (l *Log) makeRoom(size int64) (fresh bool, err error) {
+	l.mu.Lock()
+	failed, pos := l.failed, l.path.Position()
+	var last *segment
+	if len(l.segs) > 0 {
+		last = l.segs[len(l.segs)-1]
+	}
+	l.mu.Unlock()
+	switch {
+	case failed != nil:
+		return false, failed
+	case last == nil:
+		return true, l.newSegment(pos)
+	case last.first == pos.LSN:
+		l.sealing = false
+		return true, nil
+	case l.sealing || last.offset(pos.LSN)+size > l.cfg.SegmentSize:
+		return true, l.newSegment(pos)
+	}
+	return false, nil
+}
+
+// newSegment creates the segment that begins at pos. Its directory entry becomes durable with the next sync, before any of its records
+// count as durable.
+func (l *Log) newSegment(pos history.Position) error {
+	if l.cfg.Reserve != nil {
+		if err := l.cfg.Reserve(l.cfg.SegmentSize); err != nil {
+			return fmt.Errorf("open log segment: %w", err)
+		}
+	}
+	name := segmentName(pos.LSN, pos.Timeline)
+	f, err := l.cfg.FS.Create(l.file(name))
+	if err != nil {
+		return fmt.Errorf("create log segment: %w", err)
+	}
+	if err := initSegment(f, encodeSegmentHeader(l.cfg.Resource, pos), l.cfg.SegmentSize); err != nil {
+		return errors.Join(fmt.Errorf("create log segment %s: %w", name, err), f.Close(), l.cfg.FS.Remove(l.file(name)))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.segs = append(l.segs, &segment{name: name, first: pos.LSN, file: f, dirty: true, unlinked: true})
+	l.room = l.cfg.SegmentSize
+	l.sealing = false
+	return nil
+}
+
+// initSegment reserves the space first, so that a full file system shows here and not in the middle of a record.
+func initSegment(f interface {
+	Allocate(off, n int64) error
+	WriteAt(p []byte, off int64) (int, error)
+}, header []byte, size int64) error {
+	if err := f.Allocate(0, size); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(header, 0)
+	return err
+}
+
+// SyncTo returns nil when everything below lsn is on stable storage. Concurrent callers share syncs. A failed sync is never retried: the
+// log has failed then (the kernel may have dropped the pages).
+func (l *Log) SyncTo(lsn history.LSN) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if l.failed != nil {
+			return l.failed
+		}
+		if l.durable >= lsn {
+			return nil
+		}
+		if !l.syncing {
+			l.syncRound()
+			continue
+		}
+		l.synced.Wait()
+	}
+}
+
+// syncRound syncs everything written so far. l.mu is held on entry and exit, not across the IO.
+func (l *Log) syncRound() {
+	l.syncing = true
+	target := l.path.End
+	var todo []*segment
+	dir := false
+	for _, s := range l.segs {
+		if s.dirty {
+			s.dirty = false
+			s.refs++
+			todo = append(todo, s)
+			dir = dir || s.unlinked
+		}
+	}
+	l.mu.Unlock()
+	err := l.syncFiles(todo, dir)
+	for _, s := range todo {
+		l.release(s)
+	}
+	l.mu.Lock()
+	l.syncing = false
+	if err != nil {
+		l.failed = fmt.Errorf("%w: %w", ErrFailed, err)
+	} else {
+		for _, s := range todo {
+			s.unlinked = false
+		}
+		l.durable = max(l.durable, min(target, l.path.End))
+	}
+	l.synced.Broadcast()
+	l.announce()
+}
+
+func (l *Log) syncFiles(todo []*segment, dir bool) error {
+	for _, s := range todo {
+		if err := s.file.SyncData(); err != nil {
+			return fmt.Errorf("sync log segment %s: %w", s.name, err)
+		}
+	}
+	if !dir {
+		return nil
+	}
+	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
+		return fmt.Errorf("sync log directory: %w", err)
+	}
+	return nil
+}
+
+// DeleteBelow removes the segments that end at or below lsn; the last one always stays. It returns the bytes of file space freed.
+func (l *Log) DeleteBelow(lsn history.LSN) (int64, error) {
+	var freed int64
+	for {
+		s, size := l.cutFirst(lsn)
+		if s == nil {
+			return freed, nil
+		}
+		if err := l.cfg.FS.Remove(l.file(s.name)); err != nil {
+			return freed, fmt.Errorf("remove log segment: %w", err)
+		}
+		freed += size
+		l.release(s)
+	}
+}
+
+// cutFirst takes the first segment out of the log if it ends at or below lsn; the caller must release it.
+func (l *Log) cutFirst(lsn history.LSN) (*segment, int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.segs) < 2 || l.segs[1].first > lsn {
+		return nil, 0
+	}
+	s := l.segs[0]
+	if s.dirty {
+		return nil, 0
+	}
+	size := s.offset(l.segs[1].first)
+	l.segs = append([]*segment(nil), l.segs[1:]...)
+	s.refs++
+	s.dead = true
+	return s, size
+}

@@ -1,0 +1,178 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+
+	"mars/internal/block"
+	"mars/internal/extent"
+	"mars/internal/history"
+	"mars/internal/replay"
+	"mars/internal/translog"
+)
+
+// Work is signalled when ApplyStep should run soon: the backlog is large.
+func (v *Volume) Work() <-chan struct{} { return v.queue.work }
+
+// ApplyStep brings the next window of the log onto the disk. It returns false when there is nothing to do, after having saved where it
+// stands. The order of its steps is the contract of the package:
+//
+//	log durable up to the window's end  ->  state file says DirtyEnd = end  ->  disk written  ->  disk flushed  ->  Applied = end
+func (v *Volume) ApplyStep() (bool, error) {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	worked, err := v.applyWindow()
+	v.mu.Lock()
+	v.applyErr = err
+	v.progress.Broadcast()
+	v.mu.Unlock()
+	return worked, err
+}
+
+func (v *Volume) applyWindow() (bool, error) {
+	v.mu.Lock()
+	broken := v.defect
+	v.mu.Unlock()
+	start, lim := v.nextWindow()
+	if broken != nil {
+		lim.End = min(lim.End, broken.At)
+	}
+	if start.LSN >= lim.End {
+		if broken != nil {
+			return false, errors.Join(v.checkpoint(), broken)
+		}
+		return false, v.checkpoint()
+	}
+	if err := v.log.SyncTo(lim.End); err != nil {
+		return false, err
+	}
+	w, err := replay.Gather(v.log, start, lim)
+	var defect *translog.DefectError
+	if errors.As(err, &defect) {
+		v.mu.Lock()
+		v.defect = defect
+		v.mu.Unlock()
+	}
+	if err != nil && w.End.LSN == start.LSN {
+		return false, err
+	}
+	return true, errors.Join(v.applyGathered(&w), err)
+}
+
+// nextWindow freezes what was written so far, so that the index can be dropped as a whole once that is on the disk.
+func (v *Volume) nextWindow() (history.Position, replay.Limit) {
+	end := v.log.End()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.frozen == nil && v.cur.Len() > 0 {
+		v.frozen, v.frozenEnd = v.cur, v.indexed
+		v.cur = extent.New()
+	}
+	lim := replay.Limit{End: end, Log: v.cfg.WindowSize, Clip: -1}
+	switch {
+	case v.frozen != nil:
+		lim.End = v.frozenEnd
+	case v.writable:
+		lim.End = v.indexed
+	}
+	if s := v.st.Sync; s != nil && !s.Copied {
+		lim.Clip = s.Done
+	}
+	return v.st.Applied.Position(), lim
+}
+
+func (v *Volume) applyGathered(w *replay.Window) error {
+	if w.Size > v.cfg.Disk.Size() {
+		return fmt.Errorf("the volume grows to %d bytes but the disk here has %d; enlarge it: %w", w.Size, v.cfg.Disk.Size(), block.ErrNoSpace)
+	}
+	applied := v.log.Path()
+	applied, err := applied.TruncateTo(w.End)
+	if err != nil {
+		return err
+	}
+	if err := v.saveDirty(w.End.LSN); err != nil {
+		return err
+	}
+	if err := w.Write(v.log, v.cfg.Disk); err != nil {
+		return err
+	}
+	if err := v.cfg.Disk.Flush(); err != nil {
+		return fmt.Errorf("flush disk: %w", err)
+	}
+	v.moveApplied(applied, w)
+	return v.endSyncIfReached()
+}
+
+// saveDirty records, before the disk is touched, how far replay must go after a crash. It also saves what the windows before have reached.
+func (v *Volume) saveDirty(end history.LSN) error {
+	v.mu.Lock()
+	v.st.DirtyEnd = max(v.st.DirtyEnd, end)
+	v.mu.Unlock()
+	return v.saveState()
+}
+
+// saveState writes the state file. applyMu is held.
+func (v *Volume) saveState() error {
+	durable := v.log.Durable()
+	v.mu.Lock()
+	v.st.Durable = durable
+	st := v.st
+	if st.Sync != nil {
+		c := *st.Sync
+		st.Sync = &c
+	}
+	v.mu.Unlock()
+	if err := st.save(v.cfg); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.saved = st.Applied.End
+	v.mu.Unlock()
+	return nil
+}
+
+func (v *Volume) moveApplied(applied history.Path, w *replay.Window) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.st.Applied = applied
+	if w.Stamp != 0 {
+		v.st.AppliedStamp = w.Stamp
+	}
+	if w.Size != 0 {
+		v.st.Size = w.Size
+		v.size = max(v.size, w.Size)
+	}
+	if v.frozen != nil && applied.End >= v.frozenEnd {
+		v.frozen = nil
+	}
+}
+
+// checkpoint saves the state if it has moved since. applyMu is held.
+func (v *Volume) checkpoint() error {
+	v.mu.Lock()
+	clean := v.saved == v.st.Applied.End
+	v.mu.Unlock()
+	if clean {
+		return nil
+	}
+	return v.saveState()
+}
+
+// endSyncIfReached declares the replica consistent when the copy is complete and everything that it may contain has been replayed.
+func (v *Volume) endSyncIfReached() error {
+	v.mu.Lock()
+	s := v.st.Sync
+	reached := s != nil && s.Copied && v.st.Applied.End >= s.Until.LSN
+	contains := reached && v.st.Applied.Contains(*s.Until)
+	if contains {
+		v.st.Sync = nil
+	}
+	v.mu.Unlock()
+	switch {
+	case !reached:
+		return nil
+	case !contains:
+		return fmt.Errorf("sync ended at %v, which the history here does not contain: %w", *s.Until, translog.ErrDiverged)
+	}
+	return v.saveState()
+}

@@ -1,0 +1,161 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+
+	"mars/internal/block"
+	"mars/internal/history"
+	"mars/internal/replay"
+	"mars/internal/translog"
+)
+
+// opResize travels through the queue like a write, so that it has its place in the log.
+const opResize block.Op = 0xff
+
+// Activate opens a timeline for the node self and lets writers in. Without the token it refuses (ErrNoToken) unless t.Forced is set.
+// It refuses an inconsistent or defective replica in any case, and a backlog that the index cannot hold: replay first.
+func (v *Volume) Activate(self string, t history.Timeline) error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if err := v.mayActivate(self, t.Forced); err != nil {
+		return err
+	}
+	if err := v.indexBacklog(); err != nil {
+		return err
+	}
+	t.Origin = self
+	if _, err := v.log.StartTimeline(t); err != nil {
+		return fmt.Errorf("open timeline: %w", err)
+	}
+	v.mu.Lock()
+	v.indexed = v.log.End()
+	v.endStamp = t.Stamp
+	v.writable = true
+	v.mu.Unlock()
+	return nil
+}
+
+func (v *Volume) mayActivate(self string, forced bool) error {
+	s := v.Status()
+	holder := s.Path.Holder()
+	switch {
+	case s.Writable:
+		return errors.New("is primary already")
+	case s.LogErr != nil:
+		return s.LogErr
+	case s.Defect != nil:
+		return s.Defect
+	case !s.Consistent:
+		return fmt.Errorf("%w: a sync must complete first", ErrInconsistent)
+	case holder != "" && holder != self && !forced:
+		return fmt.Errorf("%w: node %s holds it", ErrNoToken, holder)
+	}
+	return nil
+}
+
+// indexBacklog makes the unapplied part of the log readable.
+func (v *Volume) indexBacklog() error {
+	v.mu.Lock()
+	start := v.st.Applied.Position()
+	if v.frozen != nil || v.cur.Len() > 0 {
+		start.LSN = v.indexed // left from an earlier tenure whose writeback has not ended: still valid
+	}
+	known := v.indexed
+	v.mu.Unlock()
+	end := v.log.End()
+	if n := int64(end - start.LSN); n > v.cfg.WritebackLimit {
+		return fmt.Errorf("%d bytes of log are to be replayed first", n)
+	}
+	if start.LSN == known && known == end {
+		return nil
+	}
+	start = v.appliedPosition()
+	_, err := v.log.Scan(start, end, func(r *translog.Record) bool {
+		if x, ok := replay.Extent(&r.Header, r.Data); ok {
+			v.mu.Lock()
+			v.cur.Insert(x)
+			if r.Kind == translog.KindResize {
+				v.size = r.Len
+			}
+			v.mu.Unlock()
+		}
+		return true
+	})
+	return err
+}
+
+func (v *Volume) appliedPosition() history.Position {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.st.Applied.Position()
+}
+
+// Deactivate ends the tenure: no writer is let in any more, what is queued is written, and the end record passes the token to successor.
+// On an error the token is still here and the volume no longer writable; it can be called again.
+func (v *Volume) Deactivate(successor string) error {
+	v.mu.Lock()
+	v.writable = false
+	v.progress.Broadcast()
+	v.mu.Unlock()
+	v.queue.waitIdle()
+	if p := v.log.Path(); p.Successor == successor {
+		return nil
+	}
+	if err := v.log.EndTimeline(successor, v.cfg.Stamp()); err != nil {
+		return fmt.Errorf("close timeline: %w", err)
+	}
+	return nil
+}
+
+// Suspend ends the tenure without a word in the log, as a crash would: the token stays here.
+func (v *Volume) Suspend() error {
+	v.mu.Lock()
+	v.writable = false
+	v.progress.Broadcast()
+	v.mu.Unlock()
+	v.queue.waitIdle()
+	return v.log.SyncTo(v.log.End())
+}
+
+// PassToken hands the token on without a tenure: it opens a timeline and closes it at once.
+func (v *Volume) PassToken(self, successor string, t history.Timeline) error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if err := v.mayActivate(self, false); err != nil {
+		return err
+	}
+	t.Origin = self
+	if _, err := v.log.StartTimeline(t); err != nil {
+		return fmt.Errorf("open timeline: %w", err)
+	}
+	if err := v.log.EndTimeline(successor, v.cfg.Stamp()); err != nil {
+		return fmt.Errorf("close timeline: %w", err)
+	}
+	return nil
+}
+
+// Resize grows the volume. The new room reads as zeroes on every replica. Durable when nil is returned; needs somebody to call SyncStep.
+func (v *Volume) Resize(size int64) error {
+	old := v.Size()
+	switch {
+	case size%block.SectorSize != 0:
+		return fmt.Errorf("size %d: %w", size, block.ErrAlign)
+	case size < old:
+		return fmt.Errorf("cannot shrink from %d to %d bytes", old, size)
+	case size == old:
+		return nil
+	case size > v.cfg.Disk.Size():
+		return fmt.Errorf("size %d is more than the disk's %d bytes: %w", size, v.cfg.Disk.Size(), block.ErrNoSpace)
+	}
+	return v.call(&block.Request{Op: opResize, Off: old, Len: size, Flags: block.FUA})
+}
+
+// waitIdle returns when nobody is writing and nothing is queued.
+func (q *queue) waitIdle() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.writing {
+		q.idle.Wait()
+	}
+}

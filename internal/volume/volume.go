@@ -1,0 +1,257 @@
+// Package volume is one replica of one resource: a disk, a log, and the knowledge of which part of the log is on the disk.
+//
+// On the primary it is the block.Device that the front ends show: writes go to the log and are answered from there, reads find the newest
+// version in the log or on the disk, and the disk is written in the background. On a secondary the log grows by what was fetched, and the
+// same background work replays it. Both are ApplyStep.
+//
+// Guarantees (invariants I1, I2, I4, I7): a block of the disk is written only after the log records it stems from are durable here; after
+// a crash at any point the disk plus the log give the state after some prefix of the log, which includes everything that was durable;
+// the state file says up to where the log must be replayed until the disk alone is consistent again.
+//
+// The package starts no goroutines. Its owner calls ApplyStep and SyncStep when Work and Waiters say so; a simulator does the same on
+// one goroutine. Lock order: applyMu before mu; neither is held across a call of Done.
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"sync"
+	"time"
+
+	"mars/internal/block"
+	"mars/internal/extent"
+	"mars/internal/history"
+	"mars/internal/translog"
+	"mars/internal/vfs"
+)
+
+// Config of a Volume.
+type Config struct {
+	FS       vfs.FS
+	Dir      string // of this replica: state file and log
+	Resource [16]byte
+	Disk     block.Device
+	// Stamp returns the next Lamport time in ns.
+	Stamp func() int64
+	// Pause slows a writer down; may be nil. It must return after d at the latest.
+	Pause func(d time.Duration)
+
+	SegmentSize int64
+	// Reserve is asked before the log takes more space, see translog.Config.
+	Reserve func(bytes int64) error
+	// WritebackLimit is how many bytes of log may be unapplied before writers must wait. 0 = 512 MiB.
+	WritebackLimit int64
+	// WindowSize is how many bytes of log are applied at a time. 0 = 128 MiB.
+	WindowSize int64
+	// StallTimeout is how long writers wait for log space before they get block.ErrNoSpace. 0 = 10 s.
+	StallTimeout time.Duration
+	// WriteThrough: every write is durable before it completes (write-cache = off).
+	WriteThrough bool
+}
+
+// Errors that callers branch on.
+var (
+	ErrNotPrimary   = errors.New("this node is not primary")
+	ErrInconsistent = errors.New("replica is not consistent")
+	ErrNoToken      = errors.New("the right to write is elsewhere")
+)
+
+// Volume is an open replica.
+type Volume struct {
+	cfg Config
+	log *translog.Log
+
+	// applyMu serializes everything that writes to the disk or cuts the log: ApplyStep, the Sync* methods, TruncateTo.
+	applyMu sync.Mutex
+
+	mu        sync.Mutex
+	st        state // as it is; st.Applied may be ahead of the file
+	saved     history.LSN
+	size      int64
+	writable  bool
+	cur       *extent.Map // what was written since the freeze
+	frozen    *extent.Map // what is being applied
+	frozenEnd history.LSN
+	indexed   history.LSN // cur holds everything below this
+	applyErr  error       // why ApplyStep fails
+	defect    *translog.DefectError
+	endStamp  int64 // Lamport time of the last record in the log
+	progress  *sync.Cond // signalled when st.Applied moves, an error appears, or the role ends
+
+	queue   queue
+	waiters waiters
+}
+
+// Kick channels: see Work and Waiters.
+type kick chan struct{}
+
+func (k kick) signal() {
+	select {
+	case k <- struct{}{}:
+	default:
+	}
+}
+
+func newVolume(cfg Config, st state) *Volume {
+	if cfg.WritebackLimit == 0 {
+		cfg.WritebackLimit = 512 << 20
+	}
+	if cfg.WindowSize == 0 {
+		cfg.WindowSize = 128 << 20
+	}
+	if cfg.StallTimeout == 0 {
+		cfg.StallTimeout = 10 * time.Second
+	}
+	v := &Volume{cfg: cfg, st: st, saved: st.Applied.End, size: st.Size, cur: extent.New(), indexed: st.Applied.End, endStamp: st.AppliedStamp}
+	v.progress = sync.NewCond(&v.mu)
+	v.queue.work = make(kick, 1)
+	v.queue.idle = sync.NewCond(&v.queue.mu)
+	v.waiters.kick = make(kick, 1)
+	return v
+}
+
+// Create makes the first replica of a resource: the present content of the disk is its first content. The log begins at 0.
+func Create(cfg Config, size int64) (*Volume, error) {
+	return create(cfg, state{Version: stateVersion, Size: size})
+}
+
+// CreateJoining makes a replica that is to be filled by a sync from a source whose history is start. The log begins there.
+func CreateJoining(cfg Config, start history.Path, size int64) (*Volume, error) {
+	return create(cfg, state{Version: stateVersion, Size: size, Applied: start, DirtyEnd: start.End, Sync: &SyncState{}})
+}
+
+func create(cfg Config, st state) (*Volume, error) {
+	if cfg.Disk.Size() < st.Size {
+		return nil, fmt.Errorf("disk of %d bytes is smaller than the resource of %d bytes: %w", cfg.Disk.Size(), st.Size, block.ErrNoSpace)
+	}
+	if err := wipeLog(cfg); err != nil {
+		return nil, err
+	}
+	if err := st.save(cfg); err != nil {
+		return nil, err
+	}
+	return Open(cfg)
+}
+
+// wipeLog removes segments of a former membership. The state file goes first: without it the log means nothing.
+func wipeLog(cfg Config) error {
+	dir := logDir(cfg)
+	if err := cfg.FS.MkdirAll(dir); err != nil {
+		return fmt.Errorf("log directory: %w", err)
+	}
+	if err := removeState(cfg); err != nil {
+		return err
+	}
+	names, err := cfg.FS.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("log directory: %w", err)
+	}
+	for _, n := range names {
+		if err := cfg.FS.Remove(path.Join(dir, n)); err != nil {
+			return fmt.Errorf("remove old log: %w", err)
+		}
+	}
+	return cfg.FS.SyncDir(dir)
+}
+
+// Wipe removes the replica's state and log (leave-resource); the disk keeps its content.
+func Wipe(cfg Config) error { return wipeLog(cfg) }
+
+func logDir(cfg Config) string { return path.Join(cfg.Dir, "log") }
+
+// Open opens an existing replica. A defective log is no error here: see Status.
+func Open(cfg Config) (*Volume, error) {
+	st, err := loadState(cfg)
+	if err != nil {
+		return nil, err
+	}
+	v := newVolume(cfg, st)
+	lc := translog.Config{FS: cfg.FS, Dir: logDir(cfg), Resource: cfg.Resource, SegmentSize: cfg.SegmentSize, Reserve: cfg.Reserve}
+	v.log, _, err = translog.Open(lc, translog.Start{Path: st.Applied, Durable: max(st.Durable, st.DirtyEnd)}, v.sawRecord)
+	if errors.As(err, &v.defect) {
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Disk.Size() < st.Size {
+		return nil, errors.Join(fmt.Errorf("disk of %d bytes is smaller than the volume of %d bytes: %w", cfg.Disk.Size(), st.Size, block.ErrNoSpace), v.log.Close())
+	}
+	return v, nil
+}
+
+func (v *Volume) sawRecord(r *translog.Record) {
+	v.endStamp = r.Stamp
+	if r.Kind == translog.KindResize {
+		v.size = r.Len
+	}
+}
+
+// Close ends the replica's use: writers and waiters fail with block.ErrClosed. What was applied is checkpointed if that is possible.
+func (v *Volume) Close() error {
+	v.mu.Lock()
+	v.writable = false
+	v.progress.Broadcast()
+	v.mu.Unlock()
+	v.queue.close()
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	err := v.checkpoint()
+	err = errors.Join(err, v.log.Close())
+	v.waiters.fail(fmt.Errorf("volume: %w", block.ErrClosed))
+	return err
+}
+
+// Log returns the log, for reading and shipping.
+func (v *Volume) Log() *translog.Log { return v.log }
+
+// Status is a snapshot of the replica.
+type Status struct {
+	Path         history.Path // up to the end of the log
+	Durable      history.LSN
+	Applied      history.Position
+	AppliedStamp int64
+	EndStamp     int64
+	Size         int64
+	Writable     bool
+	Consistent   bool
+	Sync         *SyncState // nil: no sync needed
+	Defect       *translog.DefectError
+	ApplyErr     error
+	LogErr       error
+	LogUsed      int64
+	LogFirst     history.LSN
+	LogFull      bool
+}
+
+// Status returns what is.
+func (v *Volume) Status() Status {
+	s := Status{Path: v.log.Path(), Durable: v.log.Durable(), LogErr: v.log.Err(), LogUsed: v.log.SpaceUsed(), LogFirst: v.log.First()}
+	s.LogFull = v.queue.isFull()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s.Applied, s.AppliedStamp, s.EndStamp = v.st.Applied.Position(), v.st.AppliedStamp, v.endStamp
+	s.Size, s.Writable, s.Defect, s.ApplyErr = v.size, v.writable, v.defect, v.applyErr
+	s.Consistent = v.st.Sync == nil && s.Path.End >= v.st.DirtyEnd
+	if v.st.Sync != nil {
+		c := *v.st.Sync
+		s.Sync = &c
+	}
+	return s
+}
+
+// Unapplied returns how many bytes of log are not on the disk yet.
+func (v *Volume) Unapplied() int64 {
+	end := v.log.End()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return int64(end - v.st.Applied.End)
+}
+
+// Checkpointed returns the LSN below which the log is not needed for this replica's own recovery.
+func (v *Volume) Checkpointed() history.LSN {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.saved
+}
