@@ -289,6 +289,13 @@ func helperServe() int {
 		fmt.Println("error:", err)
 		return 1
 	}
+	// Like a daemon's, this process has a child, which must not keep the FUSE connection alive.
+	grandchild := exec.Command("cat")
+	grandchild.Stdin = os.Stdin
+	if err := grandchild.Start(); err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
 	fmt.Println(f.loop.node())
 	_, _ = os.Stdin.Read(make([]byte, 1)) // returns when the parent closes it or dies
 	f.Abort()

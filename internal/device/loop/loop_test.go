@@ -292,6 +292,33 @@ func TestInvisibleOpenerKeepsDevice(t *testing.T) {
 	}
 }
 
+// An operator detaches the loop device by hand, and its number goes to somebody else, who must not notice our Close.
+func TestDetachedByHand(t *testing.T) {
+	need(t, "losetup")
+	r := newRig(t)
+	f := r.open("vol", newMemDev(8*mib, 8*mib))
+	file := filepath.Join(r.dir, "other")
+	run(t, "truncate", "-s", "1M", file)
+	run(t, "losetup", "-d", f.loop.node())
+	eventually(t, "the loop device to be free", func() bool { return f.loop.backing() == "" })
+	if out, err := try(t, "losetup", f.loop.node(), file); err != nil {
+		t.Skipf("SKIPPED: the loop device was taken by another test: %s", out)
+	}
+	t.Cleanup(func() { run(t, "losetup", "-d", f.loop.node()) })
+	fd, err := unix.Open(f.loop.node(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if users := f.Users(); users != nil {
+		t.Errorf("users of a device that is not ours: %q", users)
+	}
+	r.close(f)
+	if f.loop.backing() != file {
+		t.Error("close detached a stranger's device")
+	}
+}
+
 func TestAbortWhileMounted(t *testing.T) {
 	need(t, "mkfs.ext4")
 	r := newRig(t)

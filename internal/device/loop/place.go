@@ -30,8 +30,8 @@ func makePlace(dir, name string) (place, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return place{}, fmt.Errorf("mount directory: %w", err)
 	}
-	real, err := realDir(dir)
-	return place{dir: real, name: name}, err
+	resolved, err := realDir(dir)
+	return place{dir: resolved, name: name}, err
 }
 
 func realDir(dir string) (string, error) {

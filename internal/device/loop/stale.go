@@ -23,14 +23,14 @@ type Leftover struct {
 // there and not locked, so that devices of living processes, and whatever else lies under dir, are safe. It returns the loop devices that
 // could not be released yet.
 func CleanStale(dir string) ([]Leftover, error) {
-	real, err := realDir(dir)
+	dir, err := realDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(real)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("clean up %s: %w", dir, err)
 	}
@@ -40,7 +40,7 @@ func CleanStale(dir string) ([]Leftover, error) {
 		if !e.IsDir() || !nameRule.MatchString(e.Name()) {
 			continue
 		}
-		l, err := cleanPlace(place{dir: real, name: e.Name()})
+		l, err := cleanPlace(place{dir: dir, name: e.Name()})
 		errs = append(errs, err)
 		if l != nil {
 			left = append(left, *l)

@@ -3,6 +3,7 @@ package loop
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -30,6 +31,39 @@ func TestStaleAfterKill(t *testing.T) {
 	}
 }
 
+// kill -9 in the middle of I/O: the application gets its error at once, dirty pages in the page cache or not.
+func TestKillUnderLoad(t *testing.T) {
+	need(t)
+	r := newRig(t)
+	c := r.child("vol")
+	result := make(chan error, 2)
+	for _, flag := range []string{"direct", "nonblock"} { // nonblock means nothing to a disk: this one writes through the page cache
+		go func() {
+			_, err := try(t, "sh", "-c", "while dd if=/dev/zero of="+c.node+" bs=64k count=500 conv=fsync oflag="+flag+"; do :; done")
+			result <- err
+		}()
+	}
+	eventually(t, "the writers", func() bool { return len(nodeNumber(t, c.node).users("")) >= 2 })
+	c.kill9()
+	for range cap(result) {
+		if err := <-result; err != nil {
+			t.Errorf("a writer went on: %v", err) // it was killed in the end
+		}
+	}
+	if left, err := CleanStale(r.mountDir()); err != nil || left != nil {
+		t.Errorf("clean-up: %v %v", left, err)
+	}
+}
+
+func nodeNumber(t *testing.T, node string) loopDev {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimPrefix(node, "/dev/loop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return loopDev(n)
+}
+
 // The dead device is still mounted: it is reported, its I/O fails, a successor of the same name can be shown at once, and it goes with its user.
 func TestStaleInUse(t *testing.T) {
 	need(t, "mkfs.ext4")
@@ -52,9 +86,8 @@ func TestStaleInUse(t *testing.T) {
 		t.Error("successor uses the device of the dead")
 	}
 	run(t, "umount", at)
-	old := &f.loop
-	eventually(t, "the dead device to go", func() bool { return len(boundUnder(c.node)) == 0 })
-	run(t, "dd", "if="+old.node(), "of=/dev/null", "count=8")
+	eventually(t, "the dead device to go", func() bool { return boundUnder(c.node) == "" })
+	run(t, "dd", "if="+f.Path(), "of=/dev/null", "count=8")
 	r.close(f)
 }
 

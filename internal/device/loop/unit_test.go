@@ -74,6 +74,27 @@ func TestLink(t *testing.T) {
 	}
 }
 
+// Without udev the node of a loop device has to be made.
+func TestEnsureNode(t *testing.T) {
+	need(t)
+	free := loopDev(9000)
+	if _, err := os.Lstat(free.node()); err == nil {
+		skip(t, free.node()+" exists")
+	}
+	t.Cleanup(func() { _ = os.Remove(free.node()) }) // gone already when all is well
+	for range 2 {
+		if err := free.ensureNode(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Remove(free.node()), os.WriteFile(free.node(), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := free.ensureNode(); err == nil {
+		t.Error("a file was taken for a loop device")
+	}
+}
+
 // In a process of its own, because it changes the process for good.
 func TestProtectFromReclaim(t *testing.T) {
 	cmd := exec.Command(os.Args[0])

@@ -51,18 +51,18 @@ func names(users []user) []string {
 // Users names whoever has the loop device open: mounts, in all mount namespaces that can be seen, devices stacked on it, swap, processes.
 // It opens nothing, because an exclusive open just to look could make a mount fail that happens at the same time.
 func (f *FrontEnd) Users() []string {
-	if f.gone.Load() {
-		return nil
-	}
 	return names(f.users())
 }
 
-func (f *FrontEnd) users() []user { return f.loop.users(f.cfg.Link) }
-
-func (l loopDev) users(link string) []user {
-	if l == noLoop {
+// users is empty when the loop device is not ours (any more): its users are somebody else's.
+func (f *FrontEnd) users() []user {
+	if f.loop.backing() != f.place.file() {
 		return nil
 	}
+	return f.loop.users(f.cfg.Link)
+}
+
+func (l loopDev) users(link string) []user {
 	all := l.holders()
 	all = append(all, l.swap()...)
 	all = append(all, l.mounts("/proc/self/mountinfo", link, "")...)
