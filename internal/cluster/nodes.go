@@ -1,0 +1,227 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"mars/internal/identity"
+	"mars/internal/meta"
+)
+
+// nodePrefix is where the records of the members are: node/ID. Below node/ID/ a node may keep more facts about itself.
+const nodePrefix = "node/"
+
+func nodeKey(id string) string { return nodePrefix + id }
+
+// isNodeKey tells whether key is the record of a node, and not one of its other facts.
+func isNodeKey(key string) bool {
+	id, ok := strings.CutPrefix(key, nodePrefix)
+	return ok && !strings.Contains(id, "/")
+}
+
+var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+func checkName(name string) error {
+	if !nameRule.MatchString(name) {
+		return fmt.Errorf("%w: node name %.70q: use 1 to 63 letters, digits, dots, dashes and underscores", ErrConfig, name)
+	}
+	return nil
+}
+
+// record is the value of node/ID. Unknown fields are ignored, so that newer nodes can add some.
+type record struct {
+	Name string `json:"name"`
+	Addr string `json:"addr"`
+	// Pending is set by the node that lets a newcomer in, and cleared by the newcomer when it has everything. Only as long as it is set
+	// somebody else may get the same name.
+	Pending bool `json:"pending,omitempty"`
+}
+
+const maxAddr = 300
+
+func (r record) encode() []byte {
+	data, _ := json.Marshal(r) // cannot fail for these fields
+	return data
+}
+
+func decodeRecord(data []byte) (record, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return record{}, fmt.Errorf("node record: %w", err)
+	}
+	return r, r.check()
+}
+
+func (r record) check() error {
+	if err := checkName(r.Name); err != nil {
+		return err
+	}
+	if _, _, err := net.SplitHostPort(r.Addr); err != nil || len(r.Addr) > maxAddr {
+		return fmt.Errorf("node %s: address %.80q is not HOST:PORT", r.Name, r.Addr)
+	}
+	return nil
+}
+
+// NodeInfo is what is known about a member.
+type NodeInfo struct {
+	ID   string
+	Name string
+	Addr string // host:port
+	// Pending is true from the moment a node was let in until it has confirmed that it has joined.
+	Pending bool
+	// Alive: heard of within AliveWindow, and not known to be unreachable. Always true for this node.
+	Alive bool
+	// LastContact is the last sign of life in this life of the daemon; zero if there was none, now for this node.
+	LastContact time.Time
+	// Problem says why there is no connection; empty if there is one.
+	Problem string
+}
+
+// record returns the record of the member with this id; the error wraps ErrNoNode.
+func (m *member) record(id string) (record, error) {
+	value, _, ok := m.store.Get(nodeKey(id))
+	if !ok {
+		return record{}, fmt.Errorf("%w: %s", ErrNoNode, id)
+	}
+	r, err := decodeRecord(value)
+	if err != nil {
+		return record{}, fmt.Errorf("node %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// isMember tells whether id is one now.
+func (m *member) isMember(id string) bool {
+	_, _, ok := m.store.Get(nodeKey(id))
+	return ok
+}
+
+// records returns all members; records that cannot be read are left out, and explained in bad.
+func (m *member) records() (all map[string]record, bad []error) {
+	all = map[string]record{}
+	for _, e := range m.store.List(nodePrefix) {
+		if !isNodeKey(e.Key) {
+			continue
+		}
+		id := strings.TrimPrefix(e.Key, nodePrefix)
+		r, err := decodeRecord(e.Value)
+		if err == nil {
+			err = identity.CheckID(id)
+		}
+		if err != nil {
+			bad = append(bad, fmt.Errorf("%s: %w", e.Key, err))
+			continue
+		}
+		all[id] = r
+	}
+	return all, bad
+}
+
+func (m *member) info(id string, r record) NodeInfo {
+	n := NodeInfo{ID: id, Name: r.Name, Addr: r.Addr, Pending: r.Pending}
+	if id == m.id.Node() {
+		n.Alive, n.LastContact = true, m.c.cfg.Now()
+		return n
+	}
+	if p := m.peer(id); p != nil {
+		p.describe(&n)
+	}
+	return n
+}
+
+func (m *member) nodes() []NodeInfo {
+	var out []NodeInfo
+	records, _ := m.records()
+	for id, r := range records {
+		out = append(out, m.info(id, r))
+	}
+	slices.SortFunc(out, func(a, b NodeInfo) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return out
+}
+
+// Self is this node. In no cluster it has only a name.
+func (c *Cluster) Self() NodeInfo {
+	m, err := c.current()
+	if err != nil {
+		return NodeInfo{Name: c.cfg.NodeName}
+	}
+	return m.info(m.id.Node(), record{Name: m.name, Addr: m.at.advertise})
+}
+
+// Nodes lists all members, this one too, sorted by name. It is empty in no cluster.
+func (c *Cluster) Nodes() []NodeInfo {
+	m, err := c.current()
+	if err != nil {
+		return nil
+	}
+	return m.nodes()
+}
+
+// Node finds a member by its name or id; the error wraps ErrNoNode.
+func (c *Cluster) Node(nameOrID string) (NodeInfo, error) {
+	m, err := c.current()
+	if err != nil {
+		return NodeInfo{}, err
+	}
+	return m.find(nameOrID)
+}
+
+func (m *member) find(nameOrID string) (NodeInfo, error) {
+	for _, n := range m.nodes() {
+		if n.Name == nameOrID || n.ID == nameOrID {
+			return n, nil
+		}
+	}
+	return NodeInfo{}, fmt.Errorf("%w: %s: see the list of nodes", ErrNoNode, nameOrID)
+}
+
+// Evicted tells whether this node was removed from its cluster by another member. It cannot come back except by leaving (with force) and joining
+// again.
+func (c *Cluster) Evicted() bool {
+	m, err := c.current()
+	if err != nil {
+		return false
+	}
+	return m.evicted()
+}
+
+func (m *member) evicted() bool {
+	e, ok := m.store.Entry(nodeKey(m.id.Node()))
+	return ok && e.Deleted
+}
+
+// publishSelf writes this node's record if it is not right.
+func (m *member) publishSelf() error {
+	want := record{Name: m.name, Addr: m.at.advertise}
+	if m.evicted() {
+		return nil
+	}
+	have, err := m.record(m.id.Node())
+	if err == nil && have == want {
+		return nil
+	}
+	if err != nil && !errors.Is(err, ErrNoNode) {
+		m.log.Warn("own node record replaced", "err", err)
+	}
+	return m.store.Put(nodeKey(m.id.Node()), want.encode())
+}
+
+// removal deletes everything that a node has published about itself.
+func (m *member) removal(id string) []meta.Change {
+	changes := []meta.Change{{Key: nodeKey(id), Delete: true}}
+	for _, e := range m.store.List(nodeKey(id) + "/") {
+		changes = append(changes, meta.Change{Key: e.Key, Delete: true})
+	}
+	return changes
+}
