@@ -36,12 +36,6 @@ func (d *memDevice) setFailure(err error) {
 	d.fail = err
 }
 
-func (d *memDevice) snapshot() []byte {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return slices.Clone(d.data)
-}
-
 func (d *memDevice) ReadAt(p []byte, off int64) error {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

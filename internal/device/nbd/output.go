@@ -22,6 +22,7 @@ type output struct {
 	join  *bufio.Writer // nil when dst can gather (writev)
 	heads []byte        // memory for the heads of one batch
 	iov   net.Buffers   // what is to be sent of one batch
+	piece net.Buffers   // the part of iov that is being sent; a field, because it would be allocated otherwise
 	stall *stall
 }
 
@@ -43,7 +44,8 @@ func (o *output) send(batch []*request) error {
 	}
 	for rest := o.iov; len(rest) > 0; {
 		n := pieceOf(rest)
-		if err := o.write(rest[:n]); err != nil {
+		o.piece = rest[:n]
+		if err := o.sendPiece(); err != nil {
 			return err
 		}
 		rest = rest[n:]
@@ -84,14 +86,14 @@ func pieceOf(iov net.Buffers) int {
 	return n
 }
 
-func (o *output) write(iov net.Buffers) error {
+func (o *output) sendPiece() error {
 	o.stall.begin()
 	defer o.stall.end()
-	if len(iov) == 1 {
-		_, err := o.dst.Write(iov[0])
+	if len(o.piece) == 1 {
+		_, err := o.dst.Write(o.piece[0])
 		return err
 	}
-	_, err := iov.WriteTo(o.dst)
+	_, err := o.piece.WriteTo(o.dst)
 	return err
 }
 

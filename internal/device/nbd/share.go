@@ -6,7 +6,7 @@ import "time"
 
 // waitForRoom waits until n bytes have been granted to own. Clients that hold memory but keep us waiting are cut meanwhile.
 func (s *Server) waitForRoom(own *share, n int64) error {
-	tick := time.NewTicker(roomCheck)
+	tick := time.NewTicker(min(roomCheck, s.cfg.StallTimeout))
 	defer tick.Stop()
 	for {
 		ok, freed := s.budget.take(own, n)

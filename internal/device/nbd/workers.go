@@ -51,5 +51,16 @@ func (w *workers) work() {
 	}
 }
 
-// join waits until all workers have ended, which they do when the stop channel is closed and the device returns. No do may be under way.
-func (w *workers) join() { w.wg.Wait() }
+// join waits until all workers have ended, which they do when the stop channel is closed and the device returns, and fails what they have
+// left. No do may be under way.
+func (w *workers) join() {
+	w.wg.Wait()
+	for {
+		select {
+		case r := <-w.jobs:
+			r.done(errStopped)
+		default:
+			return
+		}
+	}
+}
