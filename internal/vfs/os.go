@@ -69,7 +69,7 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 }
 
 func (osFS) SyncDir(dir string) (err error) {
-	d, err := os.Open(dir)
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}

@@ -149,11 +149,13 @@ func (f *FS) Remove(name string) error {
 func (f *FS) Rename(oldname, newname string) error {
 	oldname, newname = path.Clean(oldname), path.Clean(newname)
 	return f.do(Op{Kind: OpRename, Name: oldname, NewName: newname}, func() error {
+		for _, name := range []string{oldname, newname} {
+			if err := f.names.parentExists(name); err != nil {
+				return err
+			}
+		}
 		ino, err := f.names.file(oldname)
 		if err != nil || oldname == newname {
-			return err
-		}
-		if err := f.names.parentExists(newname); err != nil {
 			return err
 		}
 		replaced, err := f.names.file(newname)
@@ -237,11 +239,13 @@ func (n *namespace) makeDir(name string) {
 }
 
 func (n *namespace) lookup(name string) (*inode, error) {
-	ino, ok := n.live.Get(name)
-	if !ok {
-		return nil, fs.ErrNotExist
+	if ino, ok := n.live.Get(name); ok {
+		return ino, nil
 	}
-	return ino, nil
+	if err := n.parentExists(name); err != nil {
+		return nil, err
+	}
+	return nil, fs.ErrNotExist
 }
 
 func (n *namespace) file(name string) (*inode, error) {
