@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"mars/internal/block"
+	"mars/internal/extent"
 	"mars/internal/history"
 	"mars/internal/replay"
 	"mars/internal/translog"
@@ -56,33 +57,27 @@ func (v *Volume) mayActivate(self string, forced bool) error {
 
 // indexBacklog makes the unapplied part of the log readable.
 func (v *Volume) indexBacklog() error {
-	v.mu.Lock()
-	start := v.st.Applied.Position()
-	if v.frozen != nil || v.cur.Len() > 0 {
-		start.LSN = v.indexed // left from an earlier tenure whose writeback has not ended: still valid
-	}
-	known := v.indexed
-	v.mu.Unlock()
-	end := v.log.End()
+	start, end := v.appliedPosition(), v.log.End()
 	if n := int64(end - start.LSN); n > v.cfg.WritebackLimit {
-		return fmt.Errorf("%d bytes of log are to be replayed first", n)
+		return fmt.Errorf("%d bytes of log are to be replayed first: %w", n, ErrBacklog)
 	}
-	if start.LSN == known && known == end {
-		return nil
-	}
-	start = v.appliedPosition()
+	index, size := extent.New(), v.Size()
 	_, err := v.log.Scan(start, end, func(r *translog.Record) bool {
 		if x, ok := replay.Extent(&r.Header, r.Data); ok {
-			v.mu.Lock()
-			v.cur.Insert(x)
-			if r.Kind == translog.KindResize {
-				v.size = r.Len
-			}
-			v.mu.Unlock()
+			index.Insert(x)
+		}
+		if r.Kind == translog.KindResize {
+			size = r.Len
 		}
 		return true
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.cur, v.frozen, v.size = index, nil, size
+	v.mu.Unlock()
+	return nil
 }
 
 func (v *Volume) appliedPosition() history.Position {

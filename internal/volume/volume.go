@@ -55,6 +55,7 @@ var (
 	ErrNotPrimary   = errors.New("this node is not primary")
 	ErrInconsistent = errors.New("replica is not consistent")
 	ErrNoToken      = errors.New("the right to write is elsewhere")
+	ErrBacklog      = errors.New("too much log is unapplied")
 )
 
 // Volume is an open replica.
@@ -76,7 +77,7 @@ type Volume struct {
 	indexed   history.LSN // cur holds everything below this
 	applyErr  error       // why ApplyStep fails
 	defect    *translog.DefectError
-	endStamp  int64 // Lamport time of the last record in the log
+	endStamp  int64      // Lamport time of the last record in the log
 	progress  *sync.Cond // signalled when st.Applied moves, an error appears, or the role ends
 
 	queue   queue
@@ -220,6 +221,7 @@ type Status struct {
 	Defect       *translog.DefectError
 	ApplyErr     error
 	LogErr       error
+	KnownDurable history.LSN // what must have been durable here, also if the log is defective now
 	LogUsed      int64
 	LogFirst     history.LSN
 	LogFull      bool
@@ -232,6 +234,7 @@ func (v *Volume) Status() Status {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s.Applied, s.AppliedStamp, s.EndStamp = v.st.Applied.Position(), v.st.AppliedStamp, v.endStamp
+	s.KnownDurable = max(s.Durable, v.st.Durable, v.st.DirtyEnd)
 	s.Size, s.Writable, s.Defect, s.ApplyErr = v.size, v.writable, v.defect, v.applyErr
 	s.Consistent = v.st.Sync == nil && s.Path.End >= v.st.DirtyEnd
 	if v.st.Sync != nil {

@@ -1,0 +1,155 @@
+package fullsync
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"mars/internal/history"
+)
+
+// Source is the replica that is copied from.
+type Source interface {
+	// ReadStable reads and returns the position that a target must have replayed to be consistent with what was read; all of it is
+	// durable here.
+	ReadStable(p []byte, off int64) (history.Position, error)
+	// Reflects is the position up to which reads are certain to contain everything.
+	Reflects() history.Position
+	StablePosition() (history.Position, error)
+	Size() int64
+}
+
+// ReadOpen reads the first frame of a session at the source.
+func ReadOpen(c Conn) (OpenRequest, error) {
+	kind, payload, err := c.ReadFrame(nil)
+	if err != nil {
+		return OpenRequest{}, err
+	}
+	return decodeOpen(kind, payload)
+}
+
+func decodeOpen(kind byte, payload []byte) (OpenRequest, error) {
+	var r OpenRequest
+	if kind != frameOpen || len(payload) > 4096 {
+		return r, fmt.Errorf("sync session begins with frame %d of %d bytes instead of a request", kind, len(payload))
+	}
+	if err := json.Unmarshal(payload, &r); err != nil {
+		return r, fmt.Errorf("sync request: %w", err)
+	}
+	return r, nil
+}
+
+// Serve accepts the session with the given reply and answers requests until the connection ends.
+func Serve(ctx context.Context, c Conn, reply OpenReply, src Source) error {
+	if err := writeJSON(c, frameOpenReply, reply); err != nil {
+		return err
+	}
+	s := server{conn: c, src: src, data: make([]byte, chunkSize)}
+	buf := make([]byte, chunkSize)
+	for ctx.Err() == nil {
+		kind, payload, err := c.ReadFrame(buf)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.answer(kind, payload); err != nil {
+			return errors.Join(err, Refuse(c, codeOf(err), err))
+		}
+	}
+	return context.Cause(ctx)
+}
+
+var errBehind = errors.New("this replica is older than what the target has replayed")
+
+func codeOf(err error) string {
+	if errors.Is(err, errBehind) {
+		return CodeBehind
+	}
+	return CodeError
+}
+
+type server struct {
+	conn Conn
+	src  Source
+	data []byte
+	out  []byte
+}
+
+func (s *server) answer(kind byte, payload []byte) error {
+	switch kind {
+	case frameCompare:
+		return s.compare(payload)
+	case frameWant:
+		return s.want(payload)
+	case frameFinish:
+		pos, err := s.src.StablePosition()
+		if err != nil {
+			return err
+		}
+		return writeJSON(s.conn, frameFinished, pos)
+	}
+	return fmt.Errorf("unknown sync frame %d", kind)
+}
+
+func (s *server) compare(payload []byte) error {
+	c, err := decodeCompare(payload)
+	if err != nil {
+		return err
+	}
+	if r := s.src.Reflects(); r.LSN < c.reflected {
+		return fmt.Errorf("%w: it is at LSN %d, the target at %d", errBehind, r.LSN, c.reflected)
+	}
+	data := s.data[:c.n]
+	if _, err := s.src.ReadStable(data, c.off); err != nil {
+		return err
+	}
+	n := int(units(c.n))
+	s.out = append(s.out[:0], make([]byte, n)...)
+	each(data, unitSize, func(i int, unit []byte) error {
+		s.out[i] = s.unit(unit, digest(c.digests[i*digestSize:]))
+		return nil
+	})
+	return errors.Join(s.conn.WriteFrame(frameUnits, s.out), s.conn.Flush())
+}
+
+// unit appends what the target needs of a unit to s.out and returns its code.
+func (s *server) unit(unit []byte, theirs digest) byte {
+	switch mine := unitSum(unit); {
+	case mine == theirs:
+		return unitSame
+	case isZero(unit):
+		return unitZero
+	case theirs == zeroUnitSum || len(unit) < unitSize:
+		s.out = append(s.out, unit...)
+		return unitData
+	}
+	each(unit, blockSize, func(_ int, b []byte) error {
+		d := sum(b)
+		s.out = append(s.out, d[:]...)
+		return nil
+	})
+	return unitDigests
+}
+
+func (s *server) want(payload []byte) error {
+	w, err := decodeWant(payload)
+	if err != nil {
+		return err
+	}
+	data := s.data[:w.n]
+	if _, err := s.src.ReadStable(data, w.off); err != nil {
+		return err
+	}
+	s.out = s.out[:0]
+	each(data, blockSize, func(i int, b []byte) error {
+		if w.bits&(1<<i) != 0 {
+			s.out = append(s.out, b...)
+		}
+		return nil
+	})
+	return errors.Join(s.conn.WriteFrame(frameBlocks, s.out), s.conn.Flush())
+}

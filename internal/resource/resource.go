@@ -1,0 +1,473 @@
+// Package resource is the strategy for one resource on one node: from what is wished and what is observed it computes what should be done
+// next. It is pure: no IO, no clock, no goroutines; the node asks again and again and carries the answer out, and a simulator can do the same.
+//
+// Rules it keeps (invariants I5 to I8): without --force only the holder of the token, as the log says, opens a timeline; a node gives the
+// token away only to a live, consistent member whose history it contains; history is dropped only where it has no data; a replica follows
+// one history and never mixes two.
+package resource
+
+import (
+	"slices"
+
+	"mars/internal/history"
+	"mars/internal/volume"
+)
+
+// Switches are what the operator wants to run on a member.
+type Switches struct {
+	Attach bool `json:"attach"`
+	Fetch  bool `json:"fetch"`
+	Replay bool `json:"replay"`
+	Sync   bool `json:"sync"`
+}
+
+// AllOn is how a new member begins.
+var AllOn = Switches{Attach: true, Fetch: true, Replay: true, Sync: true}
+
+// Facts are what a node says about its replica, and only about its own.
+type Facts struct {
+	Attached   bool              `json:"attached"`
+	Path       history.Path      `json:"path"`
+	Durable    history.LSN       `json:"durable"`
+	Applied    history.LSN       `json:"applied"`
+	Stamp      int64             `json:"stamp"` // Lamport time of the last write applied
+	EndStamp   int64             `json:"end_stamp"`
+	Size       int64             `json:"size"`
+	DiskSize   int64             `json:"disk_size"`
+	Consistent bool              `json:"consistent"`
+	Writable   bool              `json:"writable"` // is the actual primary
+	Sync       *volume.SyncState `json:"sync,omitempty"`
+	Switches   Switches          `json:"switches"`
+	Device     string            `json:"device,omitempty"`
+	Users      []string          `json:"users,omitempty"`
+	Disk       string            `json:"disk"`
+	View       View              `json:"view"`
+}
+
+// Peer is another member as known here.
+type Peer struct {
+	Node  string
+	Alive bool
+	Facts *Facts // nil: never heard of
+}
+
+// Local is this node's replica as it is.
+type Local struct {
+	Open    bool   // the disk is attached and the log is open
+	Missing bool   // there is no replica yet: it must be filled by a sync
+	OpenErr string // why it could not be attached
+	volume.Status
+	DiskSize   int64
+	Backlog    bool // more is unapplied than a primary may have
+	Device     string
+	Users      []string
+	Orphan     bool // what the log needs next is nowhere to be had
+	FetchFrom  string
+	FetchErr   string
+	SyncErr    string
+	PrimaryEnd history.LSN // newest end of the primary's log heard of; 0 = none
+}
+
+// Input is everything a decision depends on.
+type Input struct {
+	Self       string
+	Designated string // node that shall be primary; empty = nobody
+	Switches   Switches
+	Local      Local
+	Peers      []Peer // the other members, by node id
+	Settled    bool   // the peers were listened to long enough since the start
+}
+
+// Role is what to do about the right to write.
+type Role int
+
+// At most one of these is to be done at a time.
+const (
+	RoleKeep     Role = iota
+	RoleActivate      // open a timeline and let writers in
+	RoleHandOver      // close the device, end the timeline, pass the token to Plan.To
+	RolePass          // not primary but holder: pass the token to Plan.To
+	RoleStop          // close the device and stop writing without a word in the log
+)
+
+// Plan is what should be so.
+type Plan struct {
+	Attach   bool
+	Join     string // begin to fill a missing replica from this node
+	Role     Role
+	To       string
+	Device   bool // show the device (after RoleActivate)
+	Heal     bool // cut the log at its damage and fetch the rest again
+	DropTail *history.Position
+	Fetch    string // fetch from this node; empty = not
+	Replay   bool   // also the primary's writeback
+	Sync     string // copy from this node; empty = not
+	Split    *Split
+	WaitsFor string // what keeps the wish from becoming true; empty = nothing
+}
+
+// Split describes a split brain between this node and another one.
+type Split struct {
+	With        string
+	Fork        history.LSN
+	Mine, Their history.LSN // bytes behind the fork
+}
+
+// Decide computes the plan.
+func Decide(in Input) Plan {
+	l := &in.Local
+	if !in.Switches.Attach {
+		return detached(&in)
+	}
+	p := Plan{Attach: true}
+	switch {
+	case l.Missing:
+		decideJoin(&in, &p)
+	case !l.Open:
+	case l.Writable:
+		decidePrimary(&in, &p)
+	default:
+		decideSecondary(&in, &p)
+	}
+	return p
+}
+
+func detached(in *Input) Plan {
+	if in.Local.Writable {
+		p := Plan{Role: RoleStop}
+		if len(in.Local.Users) > 0 {
+			p.WaitsFor = "the device to be closed: " + in.Local.Users[0]
+		}
+		return p
+	}
+	return Plan{}
+}
+
+func (in *Input) peer(node string) *Peer {
+	for i := range in.Peers {
+		if in.Peers[i].Node == node {
+			return &in.Peers[i]
+		}
+	}
+	return nil
+}
+
+func decideJoin(in *Input, p *Plan) {
+	if !in.Switches.Sync {
+		p.WaitsFor = "resume-sync"
+		return
+	}
+	p.Join = syncSource(in)
+	if p.Join == "" {
+		p.WaitsFor = "a reachable member with a consistent replica to copy from"
+	}
+}
+
+// syncSource chooses whom to copy from: the primary, else the most advanced consistent member.
+func syncSource(in *Input) string {
+	best := ""
+	var bestAt history.LSN
+	for _, x := range in.Peers {
+		if !x.Alive || x.Facts == nil || !x.Facts.Attached || !x.Facts.Consistent {
+			continue
+		}
+		if x.Facts.Writable {
+			return x.Node
+		}
+		if best == "" || x.Facts.Applied > bestAt {
+			best, bestAt = x.Node, x.Facts.Applied
+		}
+	}
+	return best
+}
+
+// decidePrimary: this node has an open timeline.
+func decidePrimary(in *Input, p *Plan) {
+	p.Replay, p.Device = true, true
+	p.Split = splitWithAny(in)
+	if in.Designated == in.Self {
+		return
+	}
+	if in.Designated == "" {
+		p.leave(in, in.Self)
+		return
+	}
+	x := in.peer(in.Designated)
+	switch {
+	case x == nil:
+		p.WaitsFor = "the designated primary, which is not a member"
+	case !x.Alive || x.Facts == nil:
+		p.WaitsFor = "the designated primary, which is unreachable"
+	case forked(&in.Local.Path, &x.Facts.Path):
+		// It was forced. It has its own history now; what is written here from now on can only be thrown away.
+		p.Device, p.Role = false, RoleStop
+		p.busy(in)
+	case !x.Facts.Attached || !x.Facts.Consistent:
+		p.WaitsFor = "the designated primary's replica to be attached and consistent"
+	default:
+		p.leave(in, x.Node)
+	}
+}
+
+// leave plans the end of the tenure, which the users of the device can delay.
+func (p *Plan) leave(in *Input, to string) {
+	p.Device, p.Role, p.To = false, RoleHandOver, to
+	p.busy(in)
+}
+
+func (p *Plan) busy(in *Input) {
+	if len(in.Local.Users) > 0 {
+		p.WaitsFor = "the device to be closed: " + in.Local.Users[0]
+	}
+}
+
+// forked reports whether both have gone on since they parted.
+func forked(a, b *history.Path) bool {
+	r := history.Compare(a, b)
+	return r.Unrelated || (r.TailA > 0 && r.TailB > 0)
+}
+
+// splitWithAny finds a member whose data exclude ours.
+func splitWithAny(in *Input) *Split {
+	for _, x := range in.Peers {
+		if s := splitWith(in, &x); s != nil {
+			return s
+		}
+	}
+	return nil
+}
+
+func splitWith(in *Input, x *Peer) *Split {
+	if x.Facts == nil || !x.Facts.Attached || len(x.Facts.Path.Timelines) == 0 || x.Facts.Sync != nil || in.Local.Sync != nil {
+		return nil
+	}
+	r := history.Compare(&in.Local.Path, &x.Facts.Path)
+	if !r.Split() {
+		return nil
+	}
+	return &Split{With: x.Node, Fork: r.Fork.LSN, Mine: r.TailA, Their: r.TailB}
+}
+
+// decideSecondary: this node has no open timeline. It follows, and becomes primary when that is wished and the token is here.
+func decideSecondary(in *Input, p *Plan) {
+	p.Replay = in.Switches.Replay
+	if in.Local.Sync != nil {
+		decideSync(in, p)
+		return
+	}
+	if in.Local.Defect != nil {
+		decideHeal(in, p)
+		return
+	}
+	if in.Local.Path.Holder() == in.Self && decideHolder(in, p) {
+		return
+	}
+	follow(in, p)
+	if in.Designated == in.Self && p.WaitsFor == "" {
+		p.WaitsFor = waitForToken(in)
+	}
+}
+
+// decideHolder: the token is here. It returns true when nothing else is to be done.
+func decideHolder(in *Input, p *Plan) bool {
+	if !in.Settled {
+		p.WaitsFor = "the peers to be heard after the start"
+		return true
+	}
+	if in.Designated == in.Self {
+		if in.Local.Backlog {
+			p.Replay = true
+			p.WaitsFor = "replay of the log"
+			return true
+		}
+		p.Role, p.Device, p.Replay = RoleActivate, true, true
+		p.Split = splitWithAny(in)
+		return true
+	}
+	x := in.peer(in.Designated)
+	if x == nil || !x.Alive || x.Facts == nil || !x.Facts.Attached || !x.Facts.Consistent || x.Facts.Writable {
+		return false
+	}
+	r := history.Compare(&x.Facts.Path, &in.Local.Path)
+	if r.Unrelated || r.TailA > 0 {
+		return false
+	}
+	p.Role, p.To = RolePass, x.Node
+	return true
+}
+
+func waitForToken(in *Input) string {
+	h := in.Local.Path.Holder()
+	x := in.peer(h)
+	switch {
+	case x == nil:
+		return "the right to write, whose holder " + h + " is no member"
+	case !x.Alive:
+		return "the right to write: its holder " + h + " is unreachable (or use primary --force)"
+	case x.Facts != nil && len(x.Facts.Users) > 0:
+		return "node " + h + ": its device is in use: " + x.Facts.Users[0]
+	case !in.Switches.Fetch:
+		return "resume-fetch"
+	}
+	return "node " + h + " to hand over"
+}
+
+func decideSync(in *Input, p *Plan) {
+	if in.Switches.Fetch {
+		p.Fetch = fetchSource(in, nil)
+	}
+	switch {
+	case in.Local.Sync.Copied:
+		if p.Fetch == "" && in.Local.Path.End < in.Local.Sync.Until.LSN {
+			p.WaitsFor = "a member to fetch the rest of the log from"
+		}
+	case !in.Switches.Sync:
+		p.WaitsFor = "resume-sync"
+	default:
+		p.Sync = syncSource(in)
+		if p.Sync == "" {
+			p.WaitsFor = "a reachable member with a consistent replica to copy from"
+		}
+	}
+}
+
+// decideHeal: bytes of our own log are damaged. Somebody else may have them.
+func decideHeal(in *Input, p *Plan) {
+	own := in.Local.Path.Holder() == in.Self
+	for _, x := range in.Peers {
+		if !x.Alive || x.Facts == nil || forked(&in.Local.Path, &x.Facts.Path) || x.Facts.Durable <= in.Local.Defect.At {
+			continue
+		}
+		// If we are the origin, a shorter copy would silently lose what was acknowledged here.
+		if !own || x.Facts.Durable >= in.Local.KnownDurable {
+			p.Heal = in.Switches.Fetch
+			if !p.Heal {
+				p.WaitsFor = "resume-fetch to repair the log"
+			}
+			return
+		}
+	}
+	p.WaitsFor = "a member that has the damaged part of the log"
+}
+
+// follow chooses what to fetch, and drops a tail without data that the winner's history has replaced.
+func follow(in *Input, p *Plan) {
+	ref := reference(in)
+	if ref == nil {
+		p.Fetch = fetchIfOn(in, nil)
+		return
+	}
+	r := history.Compare(&in.Local.Path, &ref.Facts.Path)
+	if !r.Unrelated && (r.TailA == 0 || r.TailB == 0) {
+		p.Fetch = fetchIfOn(in, &ref.Facts.Path)
+		return
+	}
+	if !r.Unrelated && !r.ModifiedA && authoritative(in, ref) {
+		if in.Switches.Fetch {
+			p.DropTail = &r.Fork
+		}
+		return
+	}
+	if s := splitWith(in, ref); s != nil {
+		p.Split = s
+		p.Replay = p.Replay && in.Local.Path.Tip().Origin == in.Self // our own writes belong onto our own disk
+		return
+	}
+	p.WaitsFor = "node " + ref.Node + " to take back an empty timeline"
+}
+
+func fetchIfOn(in *Input, ref *history.Path) string {
+	if !in.Switches.Fetch {
+		return ""
+	}
+	return fetchSource(in, ref)
+}
+
+// authoritative: its history counts, not ours.
+func authoritative(in *Input, x *Peer) bool {
+	return x.Facts.Writable || (x.Node == in.Designated && in.Designated != in.Self)
+}
+
+// reference is the member whose history is to be followed: the actual primary if it is the designated one, the designated one, any actual
+// primary, else the one with the longest log; nil if nobody is known.
+func reference(in *Input) *Peer {
+	var best *Peer
+	for i := range in.Peers {
+		x := &in.Peers[i]
+		if x.Facts == nil || !x.Facts.Attached || len(x.Facts.Path.Timelines) == 0 || x.Facts.Sync != nil {
+			continue
+		}
+		if x.Node == in.Designated {
+			return x
+		}
+		if best == nil || rank(x) > rank(best) || (rank(x) == rank(best) && x.Facts.Path.End > best.Facts.Path.End) {
+			best = x
+		}
+	}
+	return best
+}
+
+func rank(x *Peer) int {
+	switch {
+	case x.Facts.Writable && x.Alive:
+		return 2
+	case x.Facts.Writable:
+		return 1
+	}
+	return 0
+}
+
+// fetchSource chooses from whom to fetch: the primary if it can be reached, else whoever has most of the same history.
+func fetchSource(in *Input, ref *history.Path) string {
+	best := ""
+	var bestEnd history.LSN
+	for _, x := range in.Peers {
+		if !x.Alive || x.Facts == nil || !x.Facts.Attached || forked(&in.Local.Path, &x.Facts.Path) {
+			continue
+		}
+		if ref != nil && forked(&x.Facts.Path, ref) {
+			continue
+		}
+		if x.Facts.Writable && x.Node == in.Designated {
+			return x.Node
+		}
+		if x.Facts.Durable <= in.Local.Path.End && !x.Facts.Writable && x.Node != in.Designated {
+			continue
+		}
+		if best == "" || x.Facts.Durable > bestEnd {
+			best, bestEnd = x.Node, x.Facts.Durable
+		}
+	}
+	return best
+}
+
+// LogNeeded returns the LSN below which no member needs the log any more. Everything is needed while a member has never been heard of, or is
+// about to be filled from the beginning.
+func LogNeeded(in Input) history.LSN {
+	need := in.Local.Path.End
+	for _, x := range in.Peers {
+		if x.Facts == nil || len(x.Facts.Path.Timelines) == 0 {
+			return 0
+		}
+		r := history.Compare(&x.Facts.Path, &in.Local.Path)
+		switch {
+		case r.Unrelated:
+			continue // only a full sync helps it
+		case r.TailA > 0:
+			need = min(need, r.Fork.LSN)
+		default:
+			need = min(need, x.Facts.Durable)
+		}
+	}
+	return need
+}
+
+// SortPeers puts peers into the order that makes decisions reproducible.
+func SortPeers(peers []Peer) {
+	slices.SortFunc(peers, func(a, b Peer) int {
+		if a.Node < b.Node {
+			return -1
+		}
+		return 1
+	})
+}
