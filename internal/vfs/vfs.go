@@ -20,6 +20,8 @@ type File interface {
 	Truncate(size int64) error
 	// Allocate reserves space for [off, off+n) and extends the size to at least off+n. ErrNoSpace (syscall.ENOSPC) when there is none.
 	Allocate(off, n int64) error
+	// Sync and SyncData: when one fails, what was written before may be lost although it can still be read, and a second call would
+	// succeed without it. The error is reported once: of two concurrent calls one may succeed.
 	Sync() error
 	SyncData() error
 	Size() (int64, error)
@@ -35,9 +37,11 @@ type FS interface {
 	Open(name string) (File, error)
 	Remove(name string) error
 	Rename(oldname, newname string) error
+	// MkdirAll makes dir and its parents where they are missing. They are durable when it returns.
 	MkdirAll(dir string) error
 	// ReadDir returns the names in dir, sorted.
 	ReadDir(dir string) ([]string, error)
+	// SyncDir makes the names in dir durable, and the absence of those that were removed.
 	SyncDir(dir string) error
 	// Space returns free (for this process) and total bytes of the file system that holds dir.
 	Space(dir string) (Space, error)

@@ -42,7 +42,7 @@ func TestDiskOnTmpfsConforms(t *testing.T) {
 
 func TestDiskOnBlockDeviceConforms(t *testing.T) {
 	t.Parallel()
-	loop := loopDevice(t)
+	loop := loopDevice(t, image(t, t.TempDir()))
 	d := openDisk(t, loop)
 	if _, err := block.OpenDisk(loop, block.DiskOptions{}); !errors.Is(err, block.ErrBusy) || !strings.Contains(err.Error(), loop) {
 		t.Fatalf("opened twice: error %v", err)
@@ -50,9 +50,43 @@ func TestDiskOnBlockDeviceConforms(t *testing.T) {
 	Conform(t, d)
 }
 
+// Its logical blocks are larger than the sectors of a Device: zeroing part of a block has to take another way.
+func TestDiskOnBlockDeviceWithLargeBlocksConforms(t *testing.T) {
+	t.Parallel()
+	d := openDisk(t, loopDevice(t, image(t, t.TempDir()), "-b", "4096"))
+	if d.LogicalBlockSize() != 4096 {
+		t.Fatalf("logical block size %d", d.LogicalBlockSize())
+	}
+	Conform(t, d)
+}
+
+// The backing file of the loop device cannot grow, so what the page cache took cannot be written.
+func TestFailedFlushIsFinal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1m", "mars-test", dir).CombinedOutput(); err != nil {
+		needs(t, "mount: "+err.Error()+" "+string(out))
+	}
+	t.Cleanup(func() { run(t, "umount", "-l", dir) })
+	d := openDisk(t, loopDevice(t, image(t, dir)))
+	must(t)(d.WriteAt(pattern(512, 1), 0, 0))
+	must(t)(d.Flush())
+	must(t)(d.WriteAt(pattern(4<<20, 2), 0, 0))
+	first := d.Flush()
+	if first == nil {
+		t.Fatal("flush of more than there is room for succeeded")
+	}
+	t.Log(first)
+	for _, err := range []error{d.Flush(), d.WriteAt(pattern(512, 3), 0, 0), d.Discard(0, 512, 0)} {
+		if err != first { // the same error, not one like it
+			t.Errorf("later error %v", err)
+		}
+	}
+}
+
 func TestMountedBlockDeviceIsRefusedWithItsMountPoint(t *testing.T) {
 	t.Parallel()
-	loop := loopDevice(t)
+	loop := loopDevice(t, image(t, t.TempDir()))
 	if out, err := exec.Command("mkfs.ext4", "-q", loop).CombinedOutput(); err != nil {
 		needs(t, "mkfs.ext4: "+err.Error()+" "+string(out))
 	}
@@ -94,13 +128,13 @@ func openDisk(t *testing.T, name string) *block.Disk {
 	return d
 }
 
-// loopDevice returns a loop device over a new file.
-func loopDevice(t *testing.T) string {
+// loopDevice returns a loop device over a file.
+func loopDevice(t *testing.T, file string, opts ...string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		needs(t, "loop devices need root")
 	}
-	out, err := exec.Command("losetup", "--show", "-f", image(t, t.TempDir())).CombinedOutput()
+	out, err := exec.Command("losetup", append(opts, "--show", "-f", file)...).CombinedOutput()
 	if err != nil {
 		needs(t, "losetup: "+err.Error()+" "+string(out))
 	}

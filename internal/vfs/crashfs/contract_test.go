@@ -1,6 +1,7 @@
 package crashfs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -99,11 +100,11 @@ func (r *runner) fileStep(slot int) string {
 }
 
 func (r *runner) bytes(n int) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(r.rng.Uint32())
+	p := make([]byte, n+7)
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], r.rng.Uint64())
 	}
-	return p
+	return p[:n]
 }
 
 func outcome(err error) string {
