@@ -190,8 +190,8 @@ func (l *Log) appendControl(kind Kind, stamp int64, content any, change func(*hi
 	return l.SyncTo(b.path.End)
 }
 
-// Rotate makes the next record the first one of a new segment.
-func (l *Log) Rotate() { l.sealing = true }
+// Rotate makes the next record the first one of a new segment. Anybody may call it at any time.
+func (l *Log) Rotate() { l.sealing.Store(true) }
 
 // makeRoom sees to it that the last segment can take size bytes, opening a new one when it is full or sealed. fresh: the next record is the
 // first one of its segment.
@@ -209,9 +209,9 @@ func (l *Log) makeRoom(size int64) (fresh bool, err error) {
 	case last == nil:
 		return true, l.newSegment(pos)
 	case last.first == pos.LSN:
-		l.sealing = false
+		l.sealing.Store(false)
 		return true, nil
-	case l.sealing || last.offset(pos.LSN)+size > l.cfg.SegmentSize:
+	case l.sealing.Load() || last.offset(pos.LSN)+size > l.cfg.SegmentSize:
 		return true, l.newSegment(pos)
 	}
 	return false, nil
@@ -237,7 +237,7 @@ func (l *Log) newSegment(pos history.Position) error {
 	defer l.mu.Unlock()
 	l.segs = append(l.segs, &segment{name: name, first: pos.LSN, file: f, dirty: true, unlinked: true})
 	l.room = l.cfg.SegmentSize
-	l.sealing = false
+	l.sealing.Store(false)
 	return nil
 }
 

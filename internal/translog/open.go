@@ -329,7 +329,7 @@ func (l *Log) TruncateTo(pos history.Position) error {
 	l.path = p
 	l.durable = min(l.durable, p.End)
 	l.room = 0
-	l.sealing = false
+	l.sealing.Store(false)
 	l.mu.Unlock()
 	return nil
 }

@@ -260,9 +260,9 @@ func (l *Log) makeRawRoom() error {
 	case failed != nil:
 		return failed
 	case fresh:
-		l.sealing = false
+		l.sealing.Store(false)
 		return nil
-	case n == 0 || l.sealing:
+	case n == 0 || l.sealing.Load():
 		return l.newSegment(pos)
 	}
 	return nil

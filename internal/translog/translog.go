@@ -45,6 +45,7 @@ import (
 	"hash/crc32"
 	"path"
 	"sync"
+	"sync/atomic"
 
 	"mars/internal/history"
 	"mars/internal/vfs"
@@ -110,7 +111,7 @@ type Log struct {
 
 	hdrs    []byte // scratch of the writer
 	iov     [][]byte
-	sealing bool // the next record opens a new segment
+	sealing atomic.Bool // the next record opens a new segment
 }
 
 type segment struct {

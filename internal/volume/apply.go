@@ -65,7 +65,7 @@ func (v *Volume) nextWindow() (history.Position, replay.Limit) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.frozen == nil && v.cur.Len() > 0 {
-		v.frozen, v.frozenEnd = v.cur, v.indexed
+		v.frozen, v.frozenEnd = v.cur, v.indexed.LSN
 		v.cur = extent.New()
 	}
 	lim := replay.Limit{End: end, Log: v.cfg.WindowSize, Clip: -1}
@@ -73,7 +73,7 @@ func (v *Volume) nextWindow() (history.Position, replay.Limit) {
 	case v.frozen != nil:
 		lim.End = v.frozenEnd
 	case v.writable:
-		lim.End = v.indexed
+		lim.End = v.indexed.LSN
 	}
 	if s := v.st.Sync; s != nil && !s.Copied {
 		lim.Clip = s.Done

@@ -30,7 +30,7 @@ func (v *Volume) Activate(self string, t history.Timeline) error {
 		return fmt.Errorf("open timeline: %w", err)
 	}
 	v.mu.Lock()
-	v.indexed = v.log.End()
+	v.indexed = v.log.EndPosition()
 	v.endStamp = t.Stamp
 	v.writable = true
 	v.mu.Unlock()

@@ -24,6 +24,7 @@ func (v *Volume) Ingest(b []byte) error {
 	v.mu.Lock()
 	v.endStamp = h.Stamp
 	v.mu.Unlock()
+	v.waiters.kick.signal() // the sooner it is durable, the sooner it is replayed and passed on
 	return nil
 }
 
@@ -84,7 +85,9 @@ func (v *Volume) DropTail(pos history.Position) error {
 	}
 	// Nothing behind pos changes the disk, so it is as clean as it was.
 	v.st.DirtyEnd = max(v.st.Applied.End, min(v.st.DirtyEnd, pos.LSN))
-	v.indexed = min(v.indexed, pos.LSN)
+	if v.indexed.LSN > pos.LSN {
+		v.indexed = pos
+	}
 	v.mu.Unlock()
 	if err := v.log.TruncateTo(pos); err != nil {
 		return err
@@ -92,16 +95,28 @@ func (v *Volume) DropTail(pos history.Position) error {
 	return v.saveState()
 }
 
-// Reflects returns the position from which on the disk, as ReadAt shows it, needs the log: everything before is in it.
+// Reflects returns the position up to which what ReadAt returns is certain to contain everything.
 func (v *Volume) Reflects() history.Position {
 	v.mu.Lock()
-	writable := v.writable
-	applied := v.st.Applied.Position()
-	v.mu.Unlock()
-	if writable {
-		return v.log.EndPosition()
+	defer v.mu.Unlock()
+	if v.writable {
+		return v.indexed
 	}
-	return applied
+	return v.st.Applied.Position()
+}
+
+// CopyStart returns what a newcomer that is going to be filled from here needs to know: where its log must begin, and the size.
+func (v *Volume) CopyStart() (history.Path, int64, error) {
+	if s := v.Status(); !s.Consistent || s.Defect != nil {
+		return history.Path{}, 0, ErrInconsistent
+	}
+	pos, size := v.Reflects(), v.Size()
+	if err := v.log.SyncTo(pos.LSN); err != nil {
+		return history.Path{}, 0, err
+	}
+	p := v.log.Path()
+	p, err := p.TruncateTo(pos)
+	return p, size, err
 }
 
 // Copy is one step of a full sync: a range of the disk that is being overwritten with the source's content. Replay is held off until it is

@@ -129,7 +129,7 @@ func (v *Volume) admit() error {
 			v.mu.Unlock()
 			return fmt.Errorf("volume: %w", ErrNotPrimary)
 		}
-		backlog := int64(v.indexed - v.st.Applied.End)
+		backlog := int64(v.indexed.LSN - v.st.Applied.End)
 		if backlog < limit/2 {
 			v.mu.Unlock()
 			return nil
@@ -262,7 +262,7 @@ func (v *Volume) isWritable() bool {
 
 // index makes the records visible to readers, in log order, and returns the LSN behind the last one.
 func (v *Volume) index(entries []translog.Entry) history.LSN {
-	end := v.log.End()
+	end := v.log.EndPosition()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for i := range entries {
@@ -277,7 +277,7 @@ func (v *Volume) index(entries []translog.Entry) history.LSN {
 		v.endStamp = e.Stamp
 	}
 	v.indexed = end
-	return end
+	return end.LSN
 }
 
 type completion struct {

@@ -74,7 +74,7 @@ type Volume struct {
 	cur       *extent.Map // what was written since the freeze
 	frozen    *extent.Map // what is being applied
 	frozenEnd history.LSN
-	indexed   history.LSN // cur holds everything below this
+	indexed   history.Position // cur holds everything below this
 	applyErr  error       // why ApplyStep fails
 	defect    *translog.DefectError
 	endStamp  int64      // Lamport time of the last record in the log
@@ -104,7 +104,7 @@ func newVolume(cfg Config, st state) *Volume {
 	if cfg.StallTimeout == 0 {
 		cfg.StallTimeout = 10 * time.Second
 	}
-	v := &Volume{cfg: cfg, st: st, saved: st.Applied.End, size: st.Size, cur: extent.New(), indexed: st.Applied.End, endStamp: st.AppliedStamp}
+	v := &Volume{cfg: cfg, st: st, saved: st.Applied.End, size: st.Size, cur: extent.New(), indexed: st.Applied.Position(), endStamp: st.AppliedStamp}
 	v.progress = sync.NewCond(&v.mu)
 	v.queue.work = make(kick, 1)
 	v.queue.idle = sync.NewCond(&v.queue.mu)
