@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -263,3 +264,6 @@ func decodeCommand(data []byte) (Command, error) {
 	}
 	return c, c.Validate()
 }
+
+// Verbs returns all verbs, sorted.
+func Verbs() []string { return slices.Sorted(maps.Keys(specs)) }
