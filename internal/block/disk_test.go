@@ -101,8 +101,8 @@ func TestOpenDiskIsExclusive(t *testing.T) {
 func TestDiskSizeIsRoundedDownAndOnlyGrows(t *testing.T) {
 	name := tempFile(t, 4096+100)
 	d := open(t, name)
-	if d.Size() != 4096 {
-		t.Fatalf("size %d", d.Size())
+	if d.Size() != 4096 || d.Path() != name {
+		t.Fatalf("size %d, path %s", d.Size(), d.Path())
 	}
 	check(t, os.Truncate(name, 8192+511))
 	if n, err := d.Rescan(); err != nil || n != 8192 || d.Size() != 8192 {
@@ -149,6 +149,7 @@ func TestDiskVectoredWrite(t *testing.T) {
 		bufs, want = append(bufs, b), append(want, b...)
 	}
 	check(t, d.WriteVecAt(bufs, 1024))
+	d.StartWriteback(1024, int64(len(want)))
 	got := make([]byte, len(want))
 	check(t, d.ReadAt(got, 1024))
 	if !bytes.Equal(got, want) {

@@ -173,6 +173,10 @@ func TestFaults(t *testing.T) {
 	wantErr(t, d.ReadAt(buf, 0), ErrVanished)
 	d.ClearFaults()
 	must(t)(d.ReadAt(buf, 0))
+	d.StopAt(1)
+	must(t)(d.Flush())
+	wantErr(t, d.Flush(), ErrGone)
+	wantErr(t, d.Flush(), ErrGone)
 }
 
 func TestHookStallsAnOperationAndNoOther(t *testing.T) {

@@ -425,67 +425,6 @@ func randomLife(t *testing.T, seed uint64) string {
 	return out.String()
 }
 
-// A naive oracle: it keeps the whole file after each operation since the last sync. After a crash, each sector must be as in one of them.
-func TestRandomWritesAgainstSnapshots(t *testing.T) {
-	t.Parallel()
-	for seed := range uint64(300) {
-		rng := rand.New(rand.NewPCG(seed, 2))
-		s := script{t, New()}
-		f := s.durable("f", "A")
-		snapshots := [][]byte{data("A")}
-		for range rng.IntN(30) {
-			snapshots = randomChange(s, rng, f, snapshots)
-		}
-		s.fs = s.fs.Crash(rng)
-		got, err := vfs.ReadFile(s.fs, "f", 1<<20)
-		s.must(err)
-		if !explained(got, snapshots) {
-			t.Fatalf("seed %d: %d bytes after the crash are no mixture of the %d states since the last sync", seed, len(got), len(snapshots))
-		}
-	}
-}
-
-func randomChange(s script, rng *rand.Rand, f vfs.File, snapshots [][]byte) [][]byte {
-	s.t.Helper()
-	now := bytes.Clone(snapshots[len(snapshots)-1])
-	switch rng.IntN(6) {
-	case 0:
-		s.must(f.SyncData())
-		return [][]byte{now}
-	case 1:
-		size := rng.IntN(9000)
-		s.must(f.Truncate(int64(size)))
-		now = append(now, make([]byte, 9000)...)[:size]
-	default:
-		p := bytes.Repeat([]byte{byte(1 + rng.IntN(255))}, 1+rng.IntN(2000))
-		off := rng.IntN(7000)
-		_, err := f.WriteAt(p, int64(off))
-		s.must(err)
-		now = append(now, make([]byte, max(off+len(p)-len(now), 0))...)
-		copy(now[off:], p)
-	}
-	return append(snapshots, now)
-}
-
-func explained(got []byte, snapshots [][]byte) bool {
-	hasSize := func(s []byte) bool { return len(s) == len(got) }
-	if !slices.ContainsFunc(snapshots, hasSize) {
-		return false
-	}
-	for off := 0; off < len(got); off += 512 {
-		sector := got[off:min(off+512, len(got))]
-		same := func(s []byte) bool {
-			padded := make([]byte, len(sector))
-			copy(padded, s[min(off, len(s)):])
-			return bytes.Equal(sector, padded)
-		}
-		if !slices.ContainsFunc(snapshots, same) {
-			return false
-		}
-	}
-	return true
-}
-
 func TestCloneIsIndependent(t *testing.T) {
 	t.Parallel()
 	s := script{t, New()}
