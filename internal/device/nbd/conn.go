@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"mars/internal/block"
@@ -51,9 +52,10 @@ type conn struct {
 	user   string // who is connected; "" until the transmission phase. Guarded by srv.mu
 
 	share   share
-	replies *replies // set before the transmission phase
-	sending stall    // in the middle of replies
-	waiting stall    // in the middle of a payload
+	replies *replies
+	sending stall // in the middle of replies
+	waiting stall // in the middle of a payload
+	noted   sync.Once
 
 	// Used by the reader goroutine only.
 	batch      []*block.Request
@@ -64,7 +66,7 @@ type conn struct {
 
 func newConn(srv *Server, nc net.Conn) *conn {
 	c := &conn{srv: srv, raw: nc, nc: nc, in: newInput(nc)}
-	c.replies = newReplies(nil, c.lost)
+	c.replies = newReplies(c.lost, c.note)
 	return c
 }
 
@@ -116,6 +118,16 @@ func (c *conn) stalled(d time.Duration) bool {
 
 // lost is called when replies cannot be sent: the reader goroutine shall notice. Pending requests are carried out all the same.
 func (c *conn) lost(error) { c.raw.Close() }
+
+// note tells the operator about the first request that the device could not carry out; the client learns about each.
+func (c *conn) note(r *request) {
+	if errnoOf(r.err, r.cmd) == errnoIO {
+		c.noted.Do(func() {
+			c.srv.cfg.Log.Error("NBD request failed, more failures of this client are not logged",
+				"command", r.cmd, "off", r.Off, "len", r.Len, "err", r.err)
+		})
+	}
+}
 
 // abort cuts the connection and makes its goroutines end without waiting for what is in flight. May be called at any time.
 func (c *conn) abort() {

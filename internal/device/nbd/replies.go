@@ -17,9 +17,10 @@ const attentionSpan = time.Millisecond
 //   - the reader goroutine, after it has handed a batch to the device: so a request that completes at once costs no switch of goroutines;
 //   - else the writer goroutine, when a completion finds neither a flusher nor an attending reader.
 type replies struct {
-	out  *output
-	fail func(error)   // called with the first error of out, by the flusher
-	kick chan struct{} // wakes the writer goroutine
+	out  *output        // set before the first reply
+	fail func(error)    // called with the first error of out, by the flusher
+	note func(*request) // called for each request that failed, by the flusher
+	kick chan struct{}  // wakes the writer goroutine
 
 	mu struct {
 		sync.Mutex
@@ -35,8 +36,8 @@ type replies struct {
 	}
 }
 
-func newReplies(out *output, fail func(error)) *replies {
-	q := &replies{out: out, fail: fail, kick: make(chan struct{}, 1)}
+func newReplies(fail func(error), note func(*request)) *replies {
+	q := &replies{fail: fail, note: note, kick: make(chan struct{}, 1)}
 	q.mu.changed.L = &q.mu
 	return q
 }
@@ -148,6 +149,9 @@ func (q *replies) sendPending() {
 		err = q.out.send(batch)
 	}
 	for _, r := range batch {
+		if r.err != nil {
+			q.note(r)
+		}
 		r.release()
 	}
 	if err != nil {
