@@ -82,7 +82,7 @@ func (e *Endpoint) connect(ctx context.Context, p *progressConn, to Target) (*Co
 	if err := c.awaitAccept(); err != nil {
 		return nil, err
 	}
-	if err := e.register(c, peer, false); err != nil {
+	if err := e.register(c, ""); err != nil {
 		return c, err
 	}
 	return c, e.checkMember(peer)

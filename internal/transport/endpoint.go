@@ -58,11 +58,12 @@ type Endpoint struct {
 
 	mu struct {
 		sync.Mutex
-		pending map[*pending]struct{}
-		age     uint64 // grows with each pending handshake
-		conns   map[*Conn]string
-		perPeer map[string]int
-		lns     map[net.Listener]struct{}
+		pending  map[*pending]struct{}
+		age      uint64           // grows with each pending handshake
+		conns    map[*Conn]string // to the key in perPeer; empty for outgoing ones
+		incoming int
+		perPeer  map[string]int // incoming ones
+		lns      map[net.Listener]struct{}
 	}
 }
 
@@ -148,18 +149,21 @@ func (e *Endpoint) connsOf(classes []Class) []*Conn {
 	return out
 }
 
-// register counts c and ties its end to the book-keeping. Incoming connections count against the limits, under the key.
-func (e *Endpoint) register(c *Conn, key string, limited bool) error {
+// register ties the end of c to the book-keeping. Incoming connections count against the limits, under a key that is not empty.
+func (e *Endpoint) register(c *Conn, key string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ctx.Err() != nil {
 		return ErrClosed
 	}
-	if limited && (len(e.mu.conns) >= e.cfg.Limits.Conns || e.mu.perPeer[key] >= e.cfg.Limits.ConnsPerPeer) {
-		return ErrBusy
+	if key != "" {
+		if e.mu.incoming >= e.cfg.Limits.Conns || e.mu.perPeer[key] >= e.cfg.Limits.ConnsPerPeer {
+			return ErrBusy
+		}
+		e.mu.incoming++
+		e.mu.perPeer[key]++
 	}
 	e.mu.conns[c] = key
-	e.mu.perPeer[key]++
 	c.onClose = func() { e.unregister(c) }
 	return nil
 }
@@ -168,10 +172,11 @@ func (e *Endpoint) unregister(c *Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	key, ok := e.mu.conns[c]
-	if !ok {
+	delete(e.mu.conns, c)
+	if !ok || key == "" {
 		return
 	}
-	delete(e.mu.conns, c)
+	e.mu.incoming--
 	if e.mu.perPeer[key]--; e.mu.perPeer[key] == 0 {
 		delete(e.mu.perPeer, key)
 	}

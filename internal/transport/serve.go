@@ -220,9 +220,9 @@ var errNoProtocol = errors.New("no protocol was negotiated")
 
 func (e *Endpoint) admitPeer(c *Conn, host string) error {
 	if c.class == Join {
-		return e.register(c, host, true)
+		return e.register(c, host)
 	}
-	if err := e.register(c, c.peer, true); err != nil {
+	if err := e.register(c, c.peer); err != nil {
 		return err
 	}
 	return e.checkMember(c.peer)
