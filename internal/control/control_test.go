@@ -370,6 +370,38 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
+// TestSlowRequestsAreCutOff: neither half a header nor half a body keeps a connection for ever, while a command may run as long as it likes.
+func TestSlowRequestsAreCutOff(t *testing.T) {
+	t.Parallel()
+	s := newServer(fakeBackend{do: func(ctx context.Context, _ Command) (Result, error) {
+		select {
+		case <-ctx.Done():
+			return Result{}, ctx.Err()
+		case <-time.After(250 * time.Millisecond): // five times the patience
+			return Result{Message: "took its time"}, nil
+		}
+	}}, quiet())
+	s.patience = 50 * time.Millisecond
+	path := filepath.Join(t.TempDir(), SocketName)
+	serveAt(t, path, s)
+	for _, part := range []string{"", "POST " + pathCommand + " HTT", "POST " + pathCommand + " HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"} {
+		conn, err := dialSocket(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, part); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(conn); err != nil { // returns only when the server hangs up
+			t.Errorf("%q: %v", part, err)
+		}
+		conn.Close()
+	}
+	if result, err := Dial(path).Do(t.Context(), Command{Verb: VerbWaitCluster}); err != nil || result.Message == "" {
+		t.Errorf("a long command: %+v, %v", result, err)
+	}
+}
+
 // TestHelperStranger is not a test: TestStrangersAreRefused runs it as another user.
 func TestHelperStranger(t *testing.T) {
 	path := os.Getenv("MARS_TEST_SOCKET")

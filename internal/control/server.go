@@ -44,6 +44,7 @@ type server struct {
 	backend  Backend
 	log      *slog.Logger
 	ownUID   uint32
+	patience time.Duration // for a request to arrive
 	commands chan struct{}
 	waits    chan struct{}
 }
@@ -67,6 +68,7 @@ func newServer(backend Backend, log *slog.Logger) *server {
 		backend:  backend,
 		log:      log,
 		ownUID:   uint32(os.Geteuid()),
+		patience: readTimeout,
 		commands: make(chan struct{}, maxCommands),
 		waits:    make(chan struct{}, maxWaits),
 	}
@@ -75,7 +77,7 @@ func newServer(backend Backend, log *slog.Logger) *server {
 func (s *server) serve(ctx context.Context, l net.Listener, path string) error {
 	hs := &http.Server{
 		Handler:           s.handler(),
-		ReadHeaderTimeout: readTimeout,
+		ReadHeaderTimeout: s.patience,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
@@ -162,7 +164,7 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) command(w http.ResponseWriter, r *http.Request) {
-	c, err := readCommand(w, r)
+	c, err := s.readCommand(w, r)
 	if err != nil {
 		answer(w, http.StatusBadRequest, failure{err.Error()})
 		return
@@ -206,6 +208,9 @@ func failureText(c Command, err error, took time.Duration) string {
 	what := strings.TrimSpace(c.Verb + " " + c.Resource)
 	switch err { // identity, not errors.Is: a wrapped one says what was waited for
 	case context.DeadlineExceeded:
+		if took > time.Second {
+			took = took.Round(time.Second)
+		}
 		return fmt.Sprintf("%s: not done within %v: look at `marsadm view`, or wait longer with --timeout", what, took)
 	case context.Canceled:
 		return fmt.Sprintf("%s: cancelled after %v", what, took)
@@ -215,9 +220,9 @@ func failureText(c Command, err error, took time.Duration) string {
 
 // readCommand reads the request's body, which must arrive in time. The deadline is taken away afterwards: it would end the context of a
 // command that runs longer.
-func readCommand(w http.ResponseWriter, r *http.Request) (Command, error) {
+func (s *server) readCommand(w http.ResponseWriter, r *http.Request) (Command, error) {
 	rc := http.NewResponseController(w)
-	if err := rc.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+	if err := rc.SetReadDeadline(time.Now().Add(s.patience)); err != nil {
 		return Command{}, fmt.Errorf("read request: %w", err)
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))

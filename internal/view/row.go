@@ -80,7 +80,7 @@ func diskStyle(state string) style {
 	switch base(state) {
 	case control.DiskUpToDate, control.DiskWriteBack:
 		return good
-	case control.DiskOutdated, control.DiskRecovery, control.DiskDetached:
+	case control.DiskOutdated, control.DiskRecovery, control.DiskDetached, control.DiskInconsistent:
 		return warn
 	case control.DiskNone:
 		return dim
