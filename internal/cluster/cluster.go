@@ -56,7 +56,7 @@ const AliveWindow = 10 * time.Second
 
 const storeFile = "meta.db"
 
-// Config configures a Cluster. Dir and NodeName are required, and Listen for everything but reading Config back.
+// Config configures a Cluster. Dir and NodeName are required, and Listen as soon as the host shall be in a cluster.
 type Config struct {
 	// Dir holds identity and metadata; it is created when missing.
 	Dir string

@@ -161,9 +161,7 @@ func TestRestartContinues(t *testing.T) {
 	}
 	sees(t, b, "k", "2")
 	w.connected(a, b)
-	if n, err := a.Node("b"); err != nil || n.Addr != b.Self().Addr {
-		t.Fatalf("new address not known: %+v, %v", n, err)
-	}
+	eventually(t, a, func() bool { n, err := a.Node("b"); return err == nil && n.Addr == b.Self().Addr })
 }
 
 // The whole cluster goes down at once. Each comes up with fixed addresses, in any order.

@@ -106,9 +106,7 @@ func (m *member) manage() {
 
 // reconcile starts peers for new members and stops those of members that are gone.
 func (m *member) reconcile(records map[string]record, bad []error) {
-	for _, err := range bad {
-		m.log.Error("node record ignored", "err", err)
-	}
+	m.reportRecords(records, bad)
 	if _, in := records[m.id.Node()]; !in && !m.leaving.Load() {
 		m.log.Error("this node was removed from the cluster: use leave-cluster --force, then join again", "cluster", m.id.Cluster())
 	}
@@ -127,6 +125,21 @@ func (m *member) reconcile(records map[string]record, bad []error) {
 	m.mu.Unlock()
 	// Sessions of class Meta look after themselves, because they have to answer a leaving node.
 	m.ep.Recheck(transport.Log, transport.Sync)
+}
+
+// reportRecords tells the operator what is wrong with the list of nodes. Two nodes of the same name can come about when they join at two members at
+// the same time.
+func (m *member) reportRecords(records map[string]record, bad []error) {
+	for _, err := range bad {
+		m.log.Error("node record ignored", "err", err)
+	}
+	byName := map[string]string{}
+	for id, r := range records {
+		if other, taken := byName[r.Name]; taken {
+			m.log.Error("two nodes have the same name: one of them has to leave, and to join with another name", "name", r.Name, "ids", []string{id, other})
+		}
+		byName[r.Name] = id
+	}
 }
 
 // startPeer starts the goroutine that keeps the connection to a member; it ends when the peer or the member is stopped.

@@ -43,6 +43,7 @@ type session struct {
 	outgoing bool
 	wake     chan struct{} // for the writer, capacity 1
 
+	// mu may be taken while holding that of the peer, never the other way round.
 	mu struct {
 		sync.Mutex
 		digest   *meta.Digest // of the peer, to be answered by the writer
@@ -198,6 +199,9 @@ func (s *session) takeEntries(payload []byte) error {
 	entries, err := decodeEntries(payload)
 	if err != nil {
 		return err
+	}
+	if !s.p.m.isMember(s.p.id) {
+		return nil // nothing is taken any more; the writer ends the session when it has answered
 	}
 	s.remember(entries)
 	_, refused := s.p.m.store.Merge(entries)

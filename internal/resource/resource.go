@@ -157,14 +157,14 @@ func decideJoin(in *Input, p *Plan) {
 		p.WaitsFor = "resume-sync"
 		return
 	}
-	p.Join = syncSource(in)
+	p.Join = SyncSource(*in)
 	if p.Join == "" {
 		p.WaitsFor = "a reachable member with a consistent replica to copy from"
 	}
 }
 
-// syncSource chooses whom to copy from: the primary, else the most advanced consistent member.
-func syncSource(in *Input) string {
+// SyncSource chooses whom to copy from: the primary, else the most advanced consistent member.
+func SyncSource(in Input) string {
 	best := ""
 	var bestAt history.LSN
 	for _, x := range in.Peers {
@@ -324,7 +324,7 @@ func decideSync(in *Input, p *Plan) {
 	case !in.Switches.Sync:
 		p.WaitsFor = "resume-sync"
 	default:
-		p.Sync = syncSource(in)
+		p.Sync = SyncSource(*in)
 		if p.Sync == "" {
 			p.WaitsFor = "a reachable member with a consistent replica to copy from"
 		}

@@ -189,6 +189,13 @@ func (l *Log) EndPosition() history.Position {
 	return l.path.Position()
 }
 
+// Successor returns the node that the end record of the last timeline names; empty while that timeline is open.
+func (l *Log) Successor() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.path.Successor
+}
+
 // Durable returns the LSN below which everything is on stable storage.
 func (l *Log) Durable() history.LSN {
 	l.mu.Lock()

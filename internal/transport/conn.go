@@ -48,6 +48,7 @@ type Conn struct {
 }
 
 func newConn(raw *progressConn, t *tls.Conn, class Class, peer string, maxFrame int) *Conn {
+	raw.gather()
 	return &Conn{
 		class: class, peer: peer, addr: raw.RemoteAddr().String(), maxFrame: maxFrame, raw: raw, tls: t,
 		r: bufio.NewReaderSize(t, ioBuffer), w: bufio.NewWriterSize(t, ioBuffer), onClose: func() {},
@@ -138,7 +139,11 @@ func writeFrame(w *bufio.Writer, kind byte, parts [][]byte, maxFrame int) error 
 
 // Flush sends what is buffered.
 func (c *Conn) Flush() error {
-	if err := c.w.Flush(); err != nil {
+	err := c.w.Flush()
+	if err == nil {
+		err = c.raw.flush()
+	}
+	if err != nil {
 		return fmt.Errorf("write to %s: %w", c.name(), err)
 	}
 	return nil

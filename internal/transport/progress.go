@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -21,10 +22,53 @@ type progressConn struct {
 	read, write atomic.Int64 // time.Duration
 	closeOnce   sync.Once
 	closeErr    error
+
+	in *bufio.Reader
+	// out gathers TLS records, so that bulk needs fewer system calls, once the connection is established (nil before). It has its own lock because
+	// TLS may have to say something of its own while reading.
+	out struct {
+		sync.Mutex
+		w *bufio.Writer
+	}
+}
+
+// gatherBytes is how much is gathered at most.
+const gatherBytes = 128 << 10
+
+// gather makes Write keep data until flush, or until there is enough.
+func (c *progressConn) gather() {
+	c.out.Lock()
+	defer c.out.Unlock()
+	c.out.w = bufio.NewWriterSize(writerFunc(c.send), gatherBytes)
+}
+
+func (c *progressConn) flush() error {
+	c.out.Lock()
+	defer c.out.Unlock()
+	return c.out.w.Flush()
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// Write sends p, or keeps it for flush.
+func (c *progressConn) Write(p []byte) (int, error) {
+	c.out.Lock()
+	defer c.out.Unlock()
+	if c.out.w == nil {
+		return c.send(p)
+	}
+	return c.out.w.Write(p)
 }
 
 func newProgressConn(c net.Conn) *progressConn {
 	p := &progressConn{Conn: c}
+	p.in = bufio.NewReaderSize(readerFunc(p.receive), gatherBytes)
 	p.set(Progress{DefaultProgress, DefaultProgress})
 	return p
 }
@@ -41,7 +85,10 @@ func deadline(d time.Duration) time.Time {
 	return time.Now().Add(d)
 }
 
-func (c *progressConn) Read(p []byte) (int, error) {
+// Read takes what is there, in large pieces. One goroutine reads at a time.
+func (c *progressConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+func (c *progressConn) receive(p []byte) (int, error) {
 	limit := time.Duration(c.read.Load())
 	if err := c.SetReadDeadline(deadline(limit)); err != nil {
 		return 0, err
@@ -50,8 +97,8 @@ func (c *progressConn) Read(p []byte) (int, error) {
 	return n, stalled(err, "received", limit)
 }
 
-// Write goes on after a time-out as long as it had moved something.
-func (c *progressConn) Write(p []byte) (n int, err error) {
+// send goes on after a time-out as long as it had moved something.
+func (c *progressConn) send(p []byte) (n int, err error) {
 	for {
 		limit := time.Duration(c.write.Load())
 		if err := c.SetWriteDeadline(deadline(limit)); err != nil {

@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,29 +12,6 @@ import (
 // userTimeout is how long the kernel keeps trying to deliver bytes that nobody acknowledges. It is longer than any liveness window, and
 // shorter than the kernel's own patience of a quarter of an hour.
 const userTimeout = 30 * time.Second
-
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 4}
-
-// Network is where connections come from and go to; tests replace it.
-type Network interface {
-	Listen(addr string) (net.Listener, error)
-	Dial(ctx context.Context, addr string) (net.Conn, error)
-}
-
-// TCP is the real Network.
-type TCP struct{}
-
-// Listen listens on the TCP address addr.
-func (TCP) Listen(addr string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-	return lc.Listen(context.Background(), "tcp", addr)
-}
-
-// Dial connects to the TCP address addr.
-func (TCP) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	d := net.Dialer{KeepAliveConfig: keepAlive}
-	return d.DialContext(ctx, "tcp", addr)
-}
 
 // setUserTimeout is best effort: it only makes the end of a dead connection known earlier.
 func setUserTimeout(c net.Conn) error {

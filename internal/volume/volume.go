@@ -75,7 +75,7 @@ type Volume struct {
 	frozen    *extent.Map // what is being applied
 	frozenEnd history.LSN
 	indexed   history.Position // cur holds everything below this
-	applyErr  error       // why ApplyStep fails
+	applyErr  error            // why ApplyStep fails
 	defect    *translog.DefectError
 	endStamp  int64      // Lamport time of the last record in the log
 	progress  *sync.Cond // signalled when st.Applied moves, an error appears, or the role ends

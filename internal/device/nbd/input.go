@@ -8,9 +8,11 @@ import (
 const (
 	handshakeBuffer = 4 << 10
 	requestBuffer   = 256 << 10
-	// directRead is the rest of a payload in bytes from which on it is read without a detour through the buffer: below, a copy is cheaper
+	// directRead is the size of a payload in bytes from which on it is read without a detour through the buffer: below, a copy is cheaper
 	// than the extra system call for the request behind it.
 	directRead = 32 << 10
+	// headerRead is how much is read for the header behind a large payload: another large one is likely to follow.
+	headerRead = 1 << 10
 )
 
 // input is a connection's read side: a buffer that tells what can be had without waiting. It is used by one goroutine.
@@ -18,15 +20,18 @@ type input struct {
 	src  io.Reader
 	buf  []byte
 	r, w int // buf[r:w] has been received and not been used
+	want int // how much to read at once
 }
 
-func newInput(src io.Reader) *input { return &input{src: src, buf: make([]byte, handshakeBuffer)} }
+func newInput(src io.Reader) *input {
+	return &input{src: src, buf: make([]byte, handshakeBuffer), want: handshakeBuffer}
+}
 
 // grow replaces the buffer by a larger one.
 func (in *input) grow(size int) {
 	buf := make([]byte, size)
 	in.w = copy(buf, in.buf[in.r:in.w])
-	in.buf, in.r = buf, 0
+	in.buf, in.r, in.want = buf, 0, size
 }
 
 // buffered is the number of bytes that can be had without waiting.
@@ -47,7 +52,7 @@ func (in *input) fill(n int) error {
 func (in *input) more() error {
 	in.w = copy(in.buf, in.buf[in.r:in.w])
 	in.r = 0
-	n, err := in.src.Read(in.buf[in.w:])
+	n, err := in.src.Read(in.buf[in.w:min(len(in.buf), in.w+in.want)])
 	in.w += n
 	if n > 0 {
 		return nil
@@ -78,21 +83,28 @@ func (in *input) read(n int) ([]byte, error) {
 
 // readFull fills p, first from the buffer.
 func (in *input) readFull(p []byte) error {
+	if len(p) >= directRead {
+		return in.readDirect(p)
+	}
+	in.want = len(in.buf)
 	for {
 		n := copy(p, in.buf[in.r:in.w])
 		in.r += n
 		if p = p[n:]; len(p) == 0 {
 			return nil
 		}
-		if len(p) >= directRead {
-			break
-		}
 		if err := in.more(); err != nil {
 			return fmt.Errorf("the last %d bytes of a payload: %w", len(p), truncated(err))
 		}
 	}
-	if n, err := io.ReadFull(in.src, p); err != nil {
-		return fmt.Errorf("the last %d bytes of a payload: %w", len(p)-n, truncated(err))
+}
+
+func (in *input) readDirect(p []byte) error {
+	in.want = headerRead
+	n := copy(p, in.buf[in.r:in.w])
+	in.r += n
+	if _, err := io.ReadFull(in.src, p[n:]); err != nil {
+		return fmt.Errorf("a payload of %d bytes: %w", len(p), truncated(err))
 	}
 	return nil
 }

@@ -28,8 +28,10 @@ type output struct {
 
 func newOutput(nc net.Conn, s *stall) *output {
 	o := &output{dst: nc, stall: s}
-	switch nc.(type) {
-	case *net.UnixConn, *net.TCPConn:
+	switch nc := nc.(type) {
+	case *net.UnixConn:
+		_ = nc.SetWriteBuffer(1<<20)
+	case *net.TCPConn:
 	default:
 		o.join = bufio.NewWriterSize(nc, joinBuffer)
 	}

@@ -1,0 +1,257 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"mars/internal/block"
+	"mars/internal/bytesize"
+	"mars/internal/control"
+	"mars/internal/history"
+	"mars/internal/meta"
+	"mars/internal/resource"
+	"mars/internal/volume"
+)
+
+// createResource makes the first replica. The order matters for a crash in the middle: state and log come first, the metadata, which make them
+// known, last and at once; leftovers without metadata are removed at the next start.
+func (n *Node) createResource(ctx context.Context, c control.Command) (control.Result, error) {
+	if found := n.catalog().byName(c.Resource); len(found) > 0 {
+		return control.Result{}, fmt.Errorf("resource %s exists already; choose another name, or `marsadm join-resource %s DISK` to add a replica", c.Resource, c.Resource)
+	}
+	size, id, err := n.createReplica(c)
+	if err != nil {
+		return control.Result{}, fmt.Errorf("create-resource %s: %w", c.Resource, err)
+	}
+	for range 1000 { // until the watcher has started the runner
+		if n.runner(id) != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	r := n.runner(id)
+	if r == nil {
+		return control.Result{}, errClosed
+	}
+	err = r.await(ctx, func(in resource.Input, _ resource.Plan) (bool, error) {
+		return in.Local.Writable && in.Local.Device != "", nil
+	})
+	path, _ := r.replica().deviceAndUsers()
+	return say("resource %s of %s created; node %s is primary, the device is %s", c.Resource, bytesize.Format(size), n.cfg.Name, path), err
+}
+
+func (n *Node) createReplica(c control.Command) (size int64, id string, err error) {
+	n.create.Lock()
+	defer n.create.Unlock()
+	disk, err := block.OpenDisk(c.Disk, block.DiskOptions{})
+	if err != nil {
+		return 0, "", err
+	}
+	defer disk.Close()
+	size = disk.Size() / block.SectorSize * block.SectorSize
+	if c.Size != 0 {
+		if c.Size%block.SectorSize != 0 || c.Size > size {
+			return 0, "", fmt.Errorf("--size %d: it must be a multiple of 512 and not more than the %d bytes of %s", c.Size, size, c.Disk)
+		}
+		size = c.Size
+	}
+	id = newID()
+	cfg, err := n.volumeConfig(id, disk)
+	if err != nil {
+		return 0, "", err
+	}
+	vol, err := volume.Create(cfg, size)
+	if err != nil {
+		return 0, "", err
+	}
+	self := n.self()
+	err = vol.Activate(self, history.Timeline{ID: newTimelineID(), Stamp: n.stamps.next()})
+	if e := vol.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	path, err := filepath.Abs(c.Disk)
+	if err != nil {
+		return 0, "", err
+	}
+	return size, id, n.cluster.Batch([]meta.Change{
+		{Key: key(id, "primary"), Value: encode(self)},
+		{Key: key(id, "member", self), Value: encode(memberRecord{Disk: path})},
+		{Key: key(id, "switch", self), Value: encode(resource.AllOn)},
+		{Key: key(id, "name"), Value: encode(c.Resource)},
+	})
+}
+
+// joinResource adds a replica here. It returns when the sync has begun; wait-resource NAME uptodate waits for its end.
+func (n *Node) joinResource(ctx context.Context, e entry, c control.Command) (control.Result, error) {
+	self := n.self()
+	if e.members[self] != nil {
+		return control.Result{}, fmt.Errorf("node %s is a member of resource %s already", n.cfg.Name, e.name)
+	}
+	disk, err := block.OpenDisk(c.Disk, block.DiskOptions{})
+	if err != nil {
+		return control.Result{}, fmt.Errorf("join-resource %s: %w", e.name, err)
+	}
+	have := disk.Size()
+	if err := disk.Close(); err != nil {
+		return control.Result{}, err
+	}
+	if need := e.size(); have < need {
+		return control.Result{}, fmt.Errorf("join-resource %s: disk %s has %d bytes, the resource needs %d; enlarge it", e.name, c.Disk, have, need)
+	}
+	path, err := filepath.Abs(c.Disk)
+	if err != nil {
+		return control.Result{}, err
+	}
+	err = n.cluster.Batch([]meta.Change{
+		{Key: key(e.id, "facts", self), Delete: true},
+		{Key: key(e.id, "switch", self), Value: encode(resource.AllOn)},
+		{Key: key(e.id, "member", self), Value: encode(memberRecord{Disk: path})},
+	})
+	if err != nil {
+		return control.Result{}, err
+	}
+	r, err := n.awaitRunner(ctx, e.id)
+	if err != nil {
+		return control.Result{}, err
+	}
+	err = r.await(ctx, func(in resource.Input, _ resource.Plan) (bool, error) { return in.Local.Open, nil })
+	return say("node %s has joined resource %s; the replica is being filled", n.cfg.Name, e.name), err
+}
+
+// size returns the largest size that a member has told.
+func (e *entry) size() int64 {
+	var size int64
+	for _, f := range e.facts {
+		size = max(size, f.Size)
+	}
+	return size
+}
+
+// awaitRunner waits until the watcher has started the runner of a resource.
+func (n *Node) awaitRunner(ctx context.Context, id string) (*runner, error) {
+	changed, cancel := n.cluster.Watch()
+	defer cancel()
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for {
+		if r := n.runner(id); r != nil {
+			return r, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-n.ctx.Done():
+			return nil, errClosed
+		case <-changed:
+		case <-t.C:
+		}
+	}
+}
+
+// leaveResource ends the membership of this node, or of a dead one.
+func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (control.Result, error) {
+	node := n.self()
+	if c.Host != "" {
+		info, err := n.cluster.Node(c.Host)
+		if err != nil {
+			return control.Result{}, err
+		}
+		node = info.ID
+		if info.Alive && node != n.self() {
+			return control.Result{}, fmt.Errorf("node %s is alive; run `marsadm leave-resource %s` there", c.Host, e.name)
+		}
+	}
+	if e.members[node] == nil {
+		return control.Result{}, fmt.Errorf("node %s is no member of resource %s", n.nodeName(node), e.name)
+	}
+	if node == n.self() {
+		if err := n.mayLeave(e); err != nil {
+			return control.Result{}, err
+		}
+	}
+	changes := []meta.Change{
+		{Key: key(e.id, "member", node), Delete: true},
+		{Key: key(e.id, "switch", node), Delete: true},
+		{Key: key(e.id, "facts", node), Delete: true},
+	}
+	if e.designated == node {
+		changes = append(changes, meta.Change{Key: key(e.id, "primary"), Value: encode("")})
+	}
+	if err := n.cluster.Batch(changes); err != nil {
+		return control.Result{}, err
+	}
+	err := n.awaitGone(ctx, e.id, node)
+	return say("node %s has left resource %s; its disk keeps the content", n.nodeName(node), e.name), err
+}
+
+// mayLeave refuses what would leave the resource without anybody who may write.
+func (n *Node) mayLeave(e entry) error {
+	r, err := n.mine(e)
+	if err != nil {
+		return err
+	}
+	in, ok := r.observe()
+	if !ok {
+		return nil
+	}
+	switch {
+	case len(e.members) == 1:
+		return fmt.Errorf("node %s has the last replica of resource %s; `marsadm delete-resource %s` deletes the resource", n.cfg.Name, e.name, e.name)
+	case in.Local.Writable || e.designated == in.Self:
+		return fmt.Errorf("node %s is primary of resource %s; make another node primary first", n.cfg.Name, e.name)
+	case in.Local.Open && in.Local.Sync == nil && in.Local.Path.Holder() == in.Self && resource.Decide(in).Split == nil && !abandoned(&in):
+		return fmt.Errorf("node %s holds the right to write resource %s; make another node primary first", n.cfg.Name, e.name)
+	}
+	return nil
+}
+
+// abandoned reports whether another member has gone on without us, so that the token here is worth nothing.
+func abandoned(in *resource.Input) bool {
+	for _, p := range in.Peers {
+		if p.Facts != nil && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Node) awaitGone(ctx context.Context, id, node string) error {
+	if node != n.self() {
+		return nil
+	}
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for n.runner(id) != nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	return nil
+}
+
+// deleteResource deletes a resource everywhere. The disks keep their content.
+func (n *Node) deleteResource(ctx context.Context, e entry, c control.Command) (control.Result, error) {
+	for node, f := range e.facts {
+		if f.Writable && !c.Force {
+			return control.Result{}, fmt.Errorf("resource %s has a primary, node %s; `marsadm secondary %s` there first, or --force", e.name, n.nodeName(node), e.name)
+		}
+		if len(f.Users) > 0 && e.members[node] != nil {
+			return control.Result{}, fmt.Errorf("the device of resource %s on node %s is in use: %s", e.name, n.nodeName(node), f.Users[0])
+		}
+	}
+	var changes []meta.Change
+	for _, m := range n.cluster.List(resourcePrefix + e.id + "/") {
+		changes = append(changes, meta.Change{Key: m.Key, Delete: true})
+	}
+	if err := n.cluster.Batch(changes); err != nil {
+		return control.Result{}, err
+	}
+	return say("resource %s is deleted; the disks keep their content", e.name), n.awaitGone(ctx, e.id, n.self())
+}

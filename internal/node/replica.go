@@ -1,0 +1,263 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mars/internal/block"
+	"mars/internal/config"
+	"mars/internal/device"
+	"mars/internal/device/loop"
+	"mars/internal/device/nbd"
+	"mars/internal/history"
+	"mars/internal/resource"
+	"mars/internal/volume"
+)
+
+// replica is an attached disk with its volume, its front ends and the goroutines that work on it.
+type replica struct {
+	r    *runner
+	disk *block.Disk
+	vcfg volume.Config
+	vol  *volume.Volume // nil while the replica is missing
+
+	ctx  context.Context
+	stop context.CancelCauseFunc
+	wg   sync.WaitGroup
+
+	wish     atomic.Pointer[wish]
+	wishKick chan struct{} // for the mover
+	fetch    fetcher
+	session  sessions
+	mover    mover
+
+	mu     sync.Mutex
+	fronts []device.FrontEnd
+}
+
+// wish is what the workers go by.
+type wish struct {
+	in   resource.Input
+	plan resource.Plan
+}
+
+// openReplica opens the disk at path exclusively and the volume on it. With volume.ErrNoReplica the replica is returned without a volume.
+func openReplica(r *runner, path string) (*replica, error) {
+	disk, err := block.OpenDisk(path, block.DiskOptions{})
+	if err != nil {
+		return nil, err
+	}
+	rep := &replica{r: r, disk: disk, wishKick: make(chan struct{}, 1)}
+	rep.ctx, rep.stop = context.WithCancelCause(r.ctx)
+	rep.vcfg, err = r.n.volumeConfig(r.id, disk)
+	if err != nil {
+		return nil, errors.Join(err, disk.Close())
+	}
+	vol, err := volume.Open(rep.vcfg)
+	if errors.Is(err, volume.ErrNoReplica) {
+		return rep, err
+	}
+	if err != nil {
+		return nil, errors.Join(err, disk.Close())
+	}
+	rep.startWorkers(vol)
+	return rep, nil
+}
+
+func (n *Node) volumeConfig(id string, disk *block.Disk) (volume.Config, error) {
+	raw, err := hex.DecodeString(id)
+	if err != nil || len(raw) != 16 {
+		return volume.Config{}, fmt.Errorf("resource id %q is not 32 hexadecimal digits", id)
+	}
+	c := volume.Config{
+		FS: n.fs, Dir: filepath.Join(n.store.dir, id), Resource: [16]byte(raw), Disk: disk,
+		Stamp: n.stamps.next, Pause: n.pause, SegmentSize: n.cfg.SegmentBytes, Reserve: n.store.reserveSpace,
+		WritebackLimit: n.cfg.WritebackLimitBytes, StallTimeout: n.cfg.StallTimeout, WriteThrough: !n.cfg.WriteCache,
+	}
+	return c, nil
+}
+
+// pause holds a writer up for d, less when the node stops.
+func (n *Node) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-n.ctx.Done():
+	case <-t.C:
+	}
+}
+
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+func newTimelineID() history.TimelineID {
+	var b [8]byte
+	for {
+		rand.Read(b[:])
+		if id := binary.LittleEndian.Uint64(b[:]); id != 0 {
+			return history.TimelineID(id)
+		}
+	}
+}
+
+// startWorkers makes vol the replica's volume and starts what works on it; close ends and joins them.
+func (rep *replica) startWorkers(vol *volume.Volume) {
+	rep.r.mu.Lock()
+	rep.vol = vol
+	rep.r.mu.Unlock()
+	rep.r.n.stamps.observe(vol.Status().EndStamp)
+	rep.wg.Go(rep.syncLog)
+	rep.wg.Go(rep.move)
+	rep.wg.Go(rep.fetchLog)
+}
+
+// close withdraws the device, whatever its users say, and ends everything.
+func (rep *replica) close() error {
+	rep.abortFronts()
+	rep.stop(errClosed)
+	rep.pauseSessions()
+	var err error
+	if rep.vol != nil {
+		err = rep.vol.Close()
+	}
+	rep.wg.Wait()
+	return errors.Join(err, rep.disk.Close())
+}
+
+func (rep *replica) diskSize() int64 {
+	size, err := rep.disk.Rescan()
+	if err != nil {
+		return rep.disk.Size()
+	}
+	return size
+}
+
+// show opens the front ends.
+func (r *runner) show() error {
+	rep := r.replica()
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	if len(rep.fronts) > 0 {
+		return nil
+	}
+	name := r.name()
+	sock, err := nbd.Show(nbd.Config{Export: name, Dev: rep.vol, Log: r.n.log}, filepath.Join(r.n.cfg.Dir, "dev", name+".sock"))
+	if err != nil {
+		return fmt.Errorf("show device: %w", err)
+	}
+	fronts := []device.FrontEnd{sock}
+	if useLoop(r.n.cfg) {
+		l, err := loop.Open(loop.Config{Name: name, Dev: rep.vol, MountDir: filepath.Join(r.n.cfg.Dir, "loop"), Link: filepath.Join(r.n.cfg.DevDir, name), BlockSize: int(rep.disk.LogicalBlockSize()), Log: r.n.log})
+		if err != nil {
+			sock.Abort()
+			return fmt.Errorf("show device: %w", err)
+		}
+		fronts = append(fronts, l)
+	}
+	rep.fronts = fronts
+	return nil
+}
+
+// useLoop says whether devices are shown as loop devices.
+func useLoop(cfg config.Config) bool {
+	switch cfg.Device {
+	case config.DeviceLoop:
+		return true
+	case config.DeviceAuto:
+		return loop.Available() == nil
+	}
+	return false
+}
+
+// hide closes the front ends; users prevent that.
+func (rep *replica) hide(ctx context.Context) error {
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for len(rep.fronts) > 0 {
+		last := rep.fronts[len(rep.fronts)-1]
+		if err := last.Close(ctx); err != nil {
+			return err
+		}
+		rep.fronts = rep.fronts[:len(rep.fronts)-1]
+	}
+	return nil
+}
+
+func (rep *replica) abortFronts() {
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	for _, f := range rep.fronts {
+		f.Abort()
+	}
+	rep.fronts = nil
+}
+
+// resized tells the front ends that the volume has grown.
+func (rep *replica) resized() error {
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	var errs []error
+	for _, f := range rep.fronts {
+		errs = append(errs, f.Resized())
+	}
+	return errors.Join(errs...)
+}
+
+// deviceAndUsers returns the path for applications and who has it open.
+func (rep *replica) deviceAndUsers() (path string, users []string) {
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	for _, f := range rep.fronts {
+		path = f.Path() // the last one is the preferred one
+		users = append(users, f.Users()...)
+	}
+	return path, users
+}
+
+// follow hands a new decision to the workers. The runner's lock is held.
+func (rep *replica) follow(in resource.Input, plan resource.Plan) {
+	old := rep.wish.Swap(&wish{in, plan})
+	if old == nil || old.plan.Fetch != plan.Fetch || old.plan.Sync != plan.Sync || old.plan.Replay != plan.Replay {
+		rep.fetch.retarget(plan.Fetch)
+	}
+	select {
+	case rep.wishKick <- struct{}{}:
+	default:
+	}
+}
+
+// describe adds what the workers know.
+func (rep *replica) describe(l *resource.Local) {
+	l.FetchFrom, l.FetchErr, l.Orphan, l.PrimaryEnd = rep.fetch.state()
+	l.SyncErr = rep.mover.syncErr()
+}
+
+// cleanStale removes devices that a killed daemon left behind.
+func cleanStale(cfg config.Config, log interface {
+	Warn(msg string, args ...any)
+}) {
+	if !useLoop(cfg) {
+		return
+	}
+	left, err := loop.CleanStale(filepath.Join(cfg.Dir, "loop"))
+	if err != nil {
+		log.Warn("cannot clean up stale loop devices", "err", err)
+	}
+	for _, l := range left {
+		log.Warn("a stale loop device is still in use; it goes away when its users close it", "res", l.Name, "device", l.Device, "users", strings.Join(l.Users, ", "))
+	}
+}

@@ -1,0 +1,270 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"mars/internal/bytesize"
+	"mars/internal/control"
+	"mars/internal/history"
+	"mars/internal/lamport"
+	"mars/internal/resource"
+	"mars/internal/volume"
+)
+
+// primary makes this node primary: planned, or with --force.
+func (n *Node) primary(ctx context.Context, e entry, c control.Command) (control.Result, error) {
+	r, err := n.mine(e)
+	if err != nil {
+		return control.Result{}, err
+	}
+	in, ok := r.observe()
+	if !ok {
+		return control.Result{}, fmt.Errorf("resource %s is gone", e.name)
+	}
+	if in.Local.Writable && in.Designated == in.Self {
+		return say("node %s is primary of resource %s already; the device is %s", n.cfg.Name, e.name, in.Local.Device), nil
+	}
+	if err := n.mayBePrimary(e, in); err != nil {
+		return control.Result{}, err
+	}
+	if c.Force {
+		return n.primaryForced(ctx, e, r, in)
+	}
+	return n.primaryPlanned(ctx, e, r, in)
+}
+
+// mayBePrimary refuses what not even --force can make right.
+func (n *Node) mayBePrimary(e entry, in resource.Input) error {
+	l := &in.Local
+	switch {
+	case !in.Switches.Attach:
+		return fmt.Errorf("the replica of %s on %s is detached; `marsadm attach %s` first", e.name, n.cfg.Name, e.name)
+	case !l.Open && l.OpenErr != "":
+		return errors.New(l.OpenErr)
+	case l.Missing || l.Sync != nil:
+		return fmt.Errorf("the sync of %s on %s is not complete: the replica is inconsistent; `marsadm wait-resource %s sync-off`", e.name, n.cfg.Name, e.name)
+	case !l.Open:
+		return fmt.Errorf("the replica of %s on %s is not attached yet", e.name, n.cfg.Name)
+	case l.Defect != nil:
+		return fmt.Errorf("the log of %s on %s is defective: %w; `marsadm invalidate %s` or use another replica", e.name, n.cfg.Name, l.Defect, e.name)
+	case !l.Consistent:
+		return fmt.Errorf("the replica of %s on %s is inconsistent: log that must be replayed is missing", e.name, n.cfg.Name)
+	}
+	return nil
+}
+
+// primaryPlanned wishes for the role and waits until the holder has passed the token and the device is shown. If that does not come true, the
+// wish is taken back.
+func (n *Node) primaryPlanned(ctx context.Context, e entry, r *runner, in resource.Input) (control.Result, error) {
+	if !in.Switches.Fetch || !in.Switches.Replay {
+		return control.Result{}, fmt.Errorf("fetch or replay of %s is paused on %s; `marsadm up %s` first", e.name, n.cfg.Name, e.name)
+	}
+	if err := n.holderReachable(e, in); err != nil {
+		return control.Result{}, err
+	}
+	k := key(e.id, "primary")
+	if err := n.cluster.Put(k, encode(in.Self)); err != nil {
+		return control.Result{}, err
+	}
+	_, mine, _ := n.cluster.Get(k)
+	r.wake()
+	err := r.await(ctx, func(now resource.Input, _ resource.Plan) (bool, error) {
+		if now.Designated != in.Self {
+			return false, fmt.Errorf("somebody else has designated %q as primary of %s meanwhile", n.nodeName(now.Designated), e.name)
+		}
+		return now.Local.Writable && now.Local.Device != "", nil
+	})
+	if err != nil {
+		return control.Result{}, errors.Join(err, n.takeBack(e, in.Designated, mine))
+	}
+	path, _ := r.replica().deviceAndUsers()
+	return say("node %s is primary of resource %s; the device is %s", n.cfg.Name, e.name, path), nil
+}
+
+// takeBack restores the designation if nobody has changed it since ours.
+func (n *Node) takeBack(e entry, before string, ours lamport.Stamp) error {
+	now := n.catalog()[e.id]
+	if r := n.runner(e.id); r == nil || r.volume() == nil || r.volume().Status().Writable || now.since != ours || before == n.self() {
+		return nil
+	}
+	return n.cluster.Put(key(e.id, "primary"), encode(before))
+}
+
+// holderReachable refuses early when the one who must pass the token cannot be asked.
+func (n *Node) holderReachable(e entry, in resource.Input) error {
+	for _, p := range in.Peers {
+		if p.Facts == nil || !p.Facts.Writable || p.Alive {
+			continue
+		}
+		return fmt.Errorf("node %s is primary of %s and unreachable: wait for it, or fail over with `marsadm primary %s --force`, "+
+			"which loses what it has not shipped", n.nodeName(p.Node), e.name, e.name)
+	}
+	h := in.Local.Path.Holder()
+	for _, p := range in.Peers {
+		if p.Node == h && !p.Alive && !laterHolder(&in, h) {
+			return fmt.Errorf("node %s holds the right to write %s and is unreachable: wait for it, or fail over with `marsadm primary %s --force`, "+
+				"which loses what it has not shipped", n.nodeName(h), e.name, e.name)
+		}
+	}
+	return nil
+}
+
+// laterHolder reports whether some live member's history goes on behind ours and names another holder.
+func laterHolder(in *resource.Input, h string) bool {
+	for _, p := range in.Peers {
+		if p.Alive && p.Facts != nil && p.Facts.Path.Holder() != h && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// primaryForced creates a token out of nothing (a failover). It refuses while the present primary can be reached and would hand over, unless
+// fetch was switched off, which says that the operator means it.
+func (n *Node) primaryForced(ctx context.Context, e entry, r *runner, in resource.Input) (control.Result, error) {
+	for _, p := range in.Peers {
+		if p.Alive && p.Facts != nil && p.Facts.Writable && in.Switches.Fetch {
+			return control.Result{}, fmt.Errorf("node %s is primary of %s and reachable: use `marsadm primary %s` without --force; "+
+				"if a split brain is really wanted, `marsadm pause-fetch %s` first", n.nodeName(p.Node), e.name, e.name, e.name)
+		}
+	}
+	if err := n.cluster.Put(key(e.id, "primary"), encode(in.Self)); err != nil {
+		return control.Result{}, err
+	}
+	lost := n.lostBy(in)
+	err := n.activateForced(ctx, r)
+	if err != nil {
+		return control.Result{}, err
+	}
+	if err := r.await(ctx, func(now resource.Input, _ resource.Plan) (bool, error) {
+		return now.Local.Writable && now.Local.Device != "", nil
+	}); err != nil {
+		return control.Result{}, err
+	}
+	path, _ := r.replica().deviceAndUsers()
+	return say("node %s is primary of resource %s by force; the device is %s\n%s", n.cfg.Name, e.name, path, lost), nil
+}
+
+// activateForced opens a timeline on the runner's goroutine, as soon as the backlog allows.
+func (n *Node) activateForced(ctx context.Context, r *runner) error {
+	for {
+		err := r.do(ctx, func() error {
+			v := r.volume()
+			if v == nil {
+				return errors.New("detached meanwhile")
+			}
+			if v.Status().Writable {
+				return nil
+			}
+			rep := r.replica()
+			rep.fetch.retarget("") // a chunk must not arrive between the last look at the log and the new timeline
+			p := v.Log().Path()
+			return r.activate(n.self(), p.Holder() != n.self())
+		})
+		if !errors.Is(err, volume.ErrBacklog) {
+			return err
+		}
+		if e := pauseOr(ctx, 50*time.Millisecond); e != nil {
+			return fmt.Errorf("%w: %w", err, e)
+		}
+	}
+}
+
+func pauseOr(ctx context.Context, d time.Duration) error {
+	sleep(ctx, d)
+	return ctx.Err()
+}
+
+// lostBy says what is known to be lost by a failover (invariant I6).
+func (n *Node) lostBy(in resource.Input) string {
+	out := "no other member is known to have more log than this one"
+	for _, p := range in.Peers {
+		if p.Facts == nil {
+			continue
+		}
+		if r := history.Compare(&in.Local.Path, &p.Facts.Path); !r.Unrelated && r.TailB > 0 {
+			out = fmt.Sprintf("left behind: at least %s of log from LSN %d on, which node %s has", bytesize.Format(int64(r.TailB)), r.Fork.LSN, n.nodeName(p.Node))
+		}
+	}
+	return out
+}
+
+// secondary gives the role up without naming a successor. A primary command given elsewhere at the same time wins.
+func (n *Node) secondary(ctx context.Context, e entry, _ control.Command) (control.Result, error) {
+	r, err := n.mine(e)
+	if err != nil {
+		return control.Result{}, err
+	}
+	self := n.self()
+	if e.designated == self {
+		if err := n.cluster.PutAfter(key(e.id, "primary"), encode(""), e.since); err != nil {
+			return control.Result{}, err
+		}
+		_, ours, _ := n.cluster.Get(key(e.id, "primary"))
+		r.wake()
+		err = r.await(ctx, func(in resource.Input, _ resource.Plan) (bool, error) {
+			return !in.Local.Writable, nil
+		})
+		if err != nil {
+			if now := n.catalog()[e.id]; now.since == ours {
+				err = errors.Join(err, n.cluster.Put(key(e.id, "primary"), encode(self)))
+			}
+			return control.Result{}, err
+		}
+		return say("node %s is secondary of resource %s; nobody is primary", n.cfg.Name, e.name), nil
+	}
+	err = r.await(ctx, func(in resource.Input, _ resource.Plan) (bool, error) { return !in.Local.Writable, nil })
+	return say("node %s is secondary of resource %s", n.cfg.Name, e.name), err
+}
+
+// invalidate throws this replica's content and history away and fills it anew.
+func (n *Node) invalidate(ctx context.Context, e entry, _ control.Command) (control.Result, error) {
+	r, err := n.mine(e)
+	if err != nil {
+		return control.Result{}, err
+	}
+	in, ok := r.observe()
+	if !ok {
+		return control.Result{}, fmt.Errorf("resource %s is gone", e.name)
+	}
+	switch {
+	case in.Local.Writable || in.Designated == in.Self:
+		return control.Result{}, fmt.Errorf("node %s is primary of %s; only a secondary can be invalidated: make another node primary first", n.cfg.Name, e.name)
+	case resource.SyncSource(in) == "":
+		return control.Result{}, fmt.Errorf("no reachable member has a consistent replica of %s to copy from; nothing was changed", e.name)
+	case !r.attached():
+		return control.Result{}, fmt.Errorf("the replica of %s on %s is detached; `marsadm attach %s` first", e.name, n.cfg.Name, e.name)
+	}
+	lost := thrownAway(in)
+	if err := r.do(ctx, r.reset); err != nil {
+		return control.Result{}, err
+	}
+	n.log.Warn("replica invalidated by the operator", "res", e.name, "lost", lost)
+	err = r.await(ctx, func(in resource.Input, _ resource.Plan) (bool, error) { return in.Local.Open, nil })
+	return say("the replica of %s on %s is being filled anew; %s", e.name, n.cfg.Name, lost), err
+}
+
+// thrownAway says which part of the history only this node had (invariant I6).
+func thrownAway(in resource.Input) string {
+	if !in.Local.Open {
+		return "it had no history"
+	}
+	worst := history.LSN(0)
+	var from history.LSN
+	for i, p := range in.Peers {
+		if p.Facts == nil {
+			continue
+		}
+		r := history.Compare(&in.Local.Path, &p.Facts.Path)
+		if r.TailA == 0 || !r.ModifiedA {
+			return "nothing is lost: others have its history"
+		}
+		if i == 0 || r.TailA < worst {
+			worst, from = r.TailA, r.Fork.LSN
+		}
+	}
+	return fmt.Sprintf("thrown away: %s of log from LSN %d on, which no other member has", bytesize.Format(int64(worst)), from)
+}

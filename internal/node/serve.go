@@ -1,0 +1,142 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"mars/internal/cluster"
+	"mars/internal/fullsync"
+	"mars/internal/ship"
+	"mars/internal/transport"
+	"mars/internal/volume"
+)
+
+// sessions are the connections through which other members read this replica.
+type sessions struct {
+	mu     sync.Mutex
+	cancel map[int]context.CancelCauseFunc
+	next   int
+	wg     sync.WaitGroup
+}
+
+// begin registers a session; end must be called when it is over.
+func (s *sessions) begin(ctx context.Context) (_ context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cancel == nil {
+		s.cancel = map[int]context.CancelCauseFunc{}
+	}
+	id := s.next
+	s.next++
+	s.cancel[id] = cancel
+	s.wg.Add(1)
+	return ctx, func() {
+		cancel(nil)
+		s.mu.Lock()
+		delete(s.cancel, id)
+		s.mu.Unlock()
+		s.wg.Done()
+	}
+}
+
+var errPaused = errors.New("the log here is being changed")
+
+// pauseSessions ends all sessions and returns when they have ended. The peers come back by themselves.
+func (rep *replica) pauseSessions() {
+	s := &rep.session
+	s.mu.Lock()
+	for _, c := range s.cancel {
+		c(errPaused)
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// serveLog lets a member fetch the log (invariant I10: nobody else).
+func (n *Node) serveLog(ctx context.Context, conn *transport.Conn, peer cluster.NodeInfo) {
+	req, err := ship.ReadRequest(conn)
+	if err != nil {
+		n.log.Debug("log session without a request", "peer", peer.Name, "err", err)
+		return
+	}
+	rep, err := n.servable(req.Resource, peer)
+	if err != nil {
+		ship.Refuse(conn, ship.CodeNotHere, err)
+		return
+	}
+	ctx, end := rep.session.begin(ctx)
+	defer end()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer rep.vol.WantDurable()()
+	// The fetcher only listens, so reading shows the end of the connection, and nothing else.
+	hungUp, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn.SetProgress(transport.Progress{Write: transport.DefaultProgress})
+	var wg sync.WaitGroup
+	wg.Go(func() { conn.ReadFrame(nil); cancel() })
+	err = ship.Serve(hungUp, conn, req, rep.vol.Log(), n.stamps.next)
+	conn.Close()
+	wg.Wait()
+	n.log.Debug("log session ended", "res", rep.r.name(), "peer", peer.Name, "err", err)
+}
+
+// servable finds the replica that a member may read.
+func (n *Node) servable(id string, peer cluster.NodeInfo) (*replica, error) {
+	e, ok := n.catalog()[id]
+	if !ok || e.members[peer.ID] == nil {
+		return nil, fmt.Errorf("node %s is no member of the resource, as far as %s knows", peer.Name, n.cfg.Name)
+	}
+	r := n.runner(id)
+	if r == nil || r.volume() == nil {
+		return nil, fmt.Errorf("the replica on %s is not attached", n.cfg.Name)
+	}
+	return r.replica(), nil
+}
+
+// serveSync lets a member copy the content.
+func (n *Node) serveSync(ctx context.Context, conn *transport.Conn, peer cluster.NodeInfo) {
+	req, err := fullsync.ReadOpen(conn)
+	if err != nil {
+		n.log.Debug("sync session without a request", "peer", peer.Name, "err", err)
+		return
+	}
+	rep, err := n.servable(req.Resource, peer)
+	if err != nil {
+		fullsync.Refuse(conn, fullsync.CodeNotHere, err)
+		return
+	}
+	ctx, end := rep.session.begin(ctx)
+	defer end()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	reply, code, err := syncReply(rep.vol, req)
+	if err != nil {
+		fullsync.Refuse(conn, code, err)
+		return
+	}
+	conn.SetProgress(transport.Progress{Write: transport.DefaultProgress}) // a paused target asks nothing for long
+	n.log.Info("serving a sync", "res", rep.r.name(), "peer", peer.Name)
+	err = fullsync.Serve(ctx, conn, reply, rep.vol)
+	n.log.Info("sync session ended", "res", rep.r.name(), "peer", peer.Name, "err", err)
+}
+
+// syncReply decides whether the replica can serve a target that stands where req says.
+func syncReply(v *volume.Volume, req fullsync.OpenRequest) (rep fullsync.OpenReply, code string, err error) {
+	rep.Start, rep.Size, err = v.CopyStart()
+	if err != nil {
+		return rep, fullsync.CodeInconsistent, err
+	}
+	if req.From == nil {
+		return rep, "", nil
+	}
+	p := v.Log().Path()
+	if !p.Contains(*req.From) {
+		if req.From.LSN > p.End {
+			return rep, fullsync.CodeBehind, fmt.Errorf("the log here ends at LSN %d, the target is at %d", p.End, req.From.LSN)
+		}
+		return rep, fullsync.CodeDiverged, fmt.Errorf("position %v is not on the history here", *req.From)
+	}
+	return rep, "", nil
+}

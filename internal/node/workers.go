@@ -1,0 +1,396 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"mars/internal/fullsync"
+	"mars/internal/history"
+	"mars/internal/resource"
+	"mars/internal/ship"
+	"mars/internal/translog"
+	"mars/internal/transport"
+)
+
+// shipInterval is the least distance of log syncs that nobody but a fetching peer waits for: they cost the application bandwidth.
+const shipInterval = 2 * time.Millisecond
+
+// syncLog makes the log durable whenever somebody waits for it. It ends with rep.ctx.
+func (rep *replica) syncLog() {
+	for {
+		select {
+		case <-rep.ctx.Done():
+			return
+		case <-rep.vol.Waiters():
+		}
+		if rep.vol.SyncStep() == 0 {
+			sleep(rep.ctx, shipInterval)
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// mover brings the log onto the disk and, on a newcomer, copies the disk from another member. Both write to the disk, so one goroutine does
+// them in turn.
+type mover struct {
+	target *fullsync.Target
+	conn   *transport.Conn
+	from   string
+
+	mu    sync.Mutex
+	err   string
+	retry time.Time
+}
+
+func (m *mover) syncErr() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+func (m *mover) setErr(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = ""
+	if err != nil {
+		m.err = err.Error()
+	}
+}
+
+// Intervals of the mover.
+const (
+	writebackEvery = time.Second // how old a change gets on the primary before it is written back
+	retryAfter     = time.Second // after an error
+	housekeepEvery = time.Second
+	copyStep       = 64 << 20 // bytes of disk that a sync copies between two replays
+)
+
+// move is the mover's goroutine. It ends with rep.ctx.
+func (rep *replica) move() {
+	defer rep.endCopySession()
+	kept := time.Time{}
+	for rep.ctx.Err() == nil {
+		changed := rep.vol.Log().Changed()
+		worked := rep.moveOnce()
+		if now := time.Now(); worked == nil || now.Sub(kept) > housekeepEvery {
+			rep.housekeep()
+			kept = now
+		}
+		if worked == nil {
+			continue
+		}
+		rep.idle(changed, *worked)
+	}
+}
+
+// moveOnce does one step. It returns nil when it should be called again at once, else how long to wait.
+func (rep *replica) moveOnce() *time.Duration {
+	long := time.Second
+	w := rep.wish.Load()
+	if w == nil || !w.plan.Replay {
+		return &long
+	}
+	worked, err := rep.vol.ApplyStep()
+	if err != nil {
+		rep.applyFailed(err)
+		d := retryAfter
+		return &d
+	}
+	if worked {
+		rep.r.wake()
+	}
+	if w.plan.Sync != "" {
+		return rep.copySome(w)
+	}
+	rep.endCopySession()
+	if worked {
+		return nil
+	}
+	return &long
+}
+
+// applyFailed handles what replay cannot get over.
+func (rep *replica) applyFailed(err error) {
+	rep.r.n.log.Warn("cannot bring the log onto the disk", "res", rep.r.name(), "err", err)
+	if s := rep.vol.Status(); s.Sync != nil && errors.Is(err, translog.ErrDiverged) {
+		rep.startOver(err)
+	}
+	rep.r.wake()
+}
+
+// idle waits for work. On a primary changes may grow a little old, so that overwritten versions are never written to the disk; a secondary
+// replays as soon as something is durable.
+func (rep *replica) idle(changed <-chan struct{}, d time.Duration) {
+	w := rep.wish.Load()
+	if w != nil && w.in.Local.Writable {
+		changed = nil
+		d = writebackEvery
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-rep.ctx.Done():
+	case <-rep.vol.Work():
+	case <-changed:
+	case <-t.C:
+	case <-rep.kickIfIdle(w):
+	}
+}
+
+// kickIfIdle returns the channel of new decisions when one of them could change what the mover does.
+func (rep *replica) kickIfIdle(w *wish) <-chan struct{} {
+	if w != nil && w.in.Local.Writable {
+		return nil
+	}
+	return rep.wishKick
+}
+
+// copySome runs one step of the full sync.
+func (rep *replica) copySome(w *wish) *time.Duration {
+	m := &rep.mover
+	if time.Now().Before(m.retry) {
+		d := time.Until(m.retry)
+		return &d
+	}
+	err := rep.copyStep(w.plan.Sync)
+	m.setErr(err)
+	if err == nil {
+		rep.r.wake()
+		return nil
+	}
+	rep.endCopySession()
+	m.retry = time.Now().Add(retryAfter)
+	rep.r.n.log.Warn("sync is interrupted; it will be continued", "res", rep.r.name(), "peer", rep.r.n.nodeName(w.plan.Sync), "err", err)
+	var ref *fullsync.Refusal
+	if errors.As(err, &ref) && ref.Code == fullsync.CodeDiverged {
+		rep.startOver(err)
+	}
+	d := retryAfter
+	return &d
+}
+
+func (rep *replica) copyStep(from string) error {
+	t, err := rep.copySession(from)
+	if err != nil {
+		return err
+	}
+	c, err := rep.vol.StartCopy(copyStep)
+	if err != nil {
+		return err
+	}
+	if c == nil {
+		return rep.endCopy(t)
+	}
+	if err := t.Copy(c.Disk(), fullsync.Range{Off: c.Off, Len: c.Len, Reflected: rep.vol.Reflects().LSN}); err != nil {
+		c.Abort()
+		return err
+	}
+	return c.Commit()
+}
+
+func (rep *replica) endCopy(t *fullsync.Target) error {
+	until, err := t.Finish()
+	if err != nil {
+		return err
+	}
+	if err := rep.vol.EndCopy(until); err != nil {
+		return err
+	}
+	rep.r.n.log.Info("copy is complete; the replica is consistent when the log is replayed", "res", rep.r.name(), "pos", until.LSN)
+	rep.endCopySession()
+	return nil
+}
+
+// copySession returns the session with the source, opening one if need be.
+func (rep *replica) copySession(from string) (*fullsync.Target, error) {
+	m := &rep.mover
+	if m.target != nil && m.from == from {
+		return m.target, nil
+	}
+	rep.endCopySession()
+	conn, err := rep.r.n.cluster.DialNode(rep.ctx, transport.Sync, from)
+	if err != nil {
+		return nil, err
+	}
+	pos := rep.vol.Reflects()
+	t, _, err := fullsync.Open(conn, fullsync.OpenRequest{Resource: rep.r.id, From: &pos})
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	m.target, m.conn, m.from = t, conn, from
+	rep.r.n.log.Info("sync runs", "res", rep.r.name(), "peer", rep.r.n.nodeName(from), "pos", rep.vol.Status().Sync)
+	return t, nil
+}
+
+func (rep *replica) endCopySession() {
+	if rep.mover.conn != nil {
+		rep.mover.conn.Close()
+	}
+	rep.mover.conn, rep.mover.target, rep.mover.from = nil, nil, ""
+}
+
+// startOver begins the sync of an inconsistent replica from the beginning: the history it was filled from is not the one that goes on. Nothing
+// is lost by that: it was inconsistent.
+func (rep *replica) startOver(why error) {
+	rep.r.n.log.Warn("sync must start over", "res", rep.r.name(), "err", why)
+	rep.r.n.wg.Go(func() { // not on this goroutine, which it joins; ends when the job is done or the replica closed
+		rep.r.do(rep.ctx, func() error {
+			if s := rep.vol.Status(); s.Sync == nil || rep.r.replica() != rep {
+				return nil
+			}
+			return rep.r.reset()
+		})
+	})
+}
+
+// housekeep deletes log that nobody needs.
+func (rep *replica) housekeep() {
+	w := rep.wish.Load()
+	if w == nil {
+		return
+	}
+	need := min(resource.LogNeeded(w.in), rep.vol.Checkpointed())
+	if !w.in.Local.Writable && rep.r.n.store.tight() {
+		need = rep.vol.Checkpointed() // the primary keeps what the others need
+	}
+	if _, err := rep.vol.Log().DeleteBelow(need); err != nil {
+		rep.r.n.log.Warn("cannot delete old log", "res", rep.r.name(), "err", err)
+	}
+}
+
+// fetcher keeps one fetching session.
+type fetcher struct {
+	kick chan struct{}
+
+	mu         sync.Mutex
+	from       string
+	err        string
+	orphan     bool
+	primaryEnd history.LSN
+	caughtUp   int64 // Lamport time up to which everything of the primary is known to be here
+	cancel     context.CancelFunc
+}
+
+func (f *fetcher) state() (from, err string, orphan bool, end history.LSN) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.from, f.err, f.orphan, f.primaryEnd
+}
+
+// retarget ends a session with another node than from.
+func (f *fetcher) retarget(from string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cancel != nil && f.from != from {
+		f.cancel()
+	}
+	if f.kick != nil {
+		select {
+		case f.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// fetchLog keeps a session with whomever the plan names. It ends with rep.ctx.
+func (rep *replica) fetchLog() {
+	f := &rep.fetch
+	f.mu.Lock()
+	f.kick = make(chan struct{}, 1)
+	kick := f.kick
+	f.mu.Unlock()
+	for rep.ctx.Err() == nil {
+		w := rep.wish.Load()
+		if w == nil || w.plan.Fetch == "" {
+			f.finish(nil)
+			select {
+			case <-rep.ctx.Done():
+			case <-kick:
+			}
+			continue
+		}
+		err := rep.fetchFrom(w.plan.Fetch)
+		f.finish(err)
+		rep.r.wake()
+		if err != nil && rep.ctx.Err() == nil {
+			sleep(rep.ctx, retryAfter/4)
+		}
+	}
+}
+
+func (f *fetcher) finish(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.from, f.cancel = "", nil
+	f.err = ""
+	var ref *ship.Refusal
+	switch {
+	case errors.As(err, &ref):
+		f.err = ref.Error()
+		f.orphan = ref.Code == ship.CodeGone
+	case err != nil && !errors.Is(err, context.Canceled):
+		f.err = err.Error()
+	}
+}
+
+// fetchFrom runs one session.
+func (rep *replica) fetchFrom(node string) error {
+	ctx, cancel := context.WithCancel(rep.ctx)
+	defer cancel()
+	f := &rep.fetch
+	f.mu.Lock()
+	f.from, f.cancel = node, cancel
+	f.mu.Unlock()
+	conn, err := rep.r.n.cluster.DialNode(ctx, transport.Log, node)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	req := ship.Request{Resource: rep.r.id, From: rep.vol.Log().EndPosition()}
+	err = ship.Fetch(ctx, conn, req, ingester{rep}, rep.heard)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("fetch from %s: %w", rep.r.n.nodeName(node), err)
+}
+
+// heard takes note of what the server says about its log; a zero Info follows every chunk.
+func (rep *replica) heard(i ship.Info) {
+	f := &rep.fetch
+	f.mu.Lock()
+	f.orphan, f.err = false, ""
+	f.primaryEnd = max(f.primaryEnd, i.End)
+	if i.Stamp != 0 && rep.vol.Log().End() >= i.Durable {
+		f.caughtUp = max(f.caughtUp, i.Stamp)
+	}
+	f.mu.Unlock()
+	if i.Stamp != 0 {
+		rep.r.n.stamps.observe(i.Stamp)
+	}
+}
+
+// ingester stores what was fetched, and wakes the strategy when the token may have come with it.
+type ingester struct{ rep *replica }
+
+func (i ingester) Ingest(records []byte) error {
+	if err := i.rep.vol.Ingest(records); err != nil {
+		return err
+	}
+	if i.rep.vol.Log().Successor() != "" {
+		i.rep.r.wake()
+	}
+	return nil
+}
