@@ -186,7 +186,7 @@ func eventually(t *testing.T, c *Cluster, cond func() bool) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -75,7 +75,10 @@ func (n *Node) primaryPlanned(ctx context.Context, e entry, r *runner, in resour
 		if now.Designated != in.Self {
 			return false, fmt.Errorf("somebody else has designated %q as primary of %s meanwhile", n.nodeName(now.Designated), e.name)
 		}
-		return now.Local.Writable && now.Local.Device != "", nil
+		if now.Local.Writable {
+			return now.Local.Device != "", nil
+		}
+		return false, n.holderReachable(e, now)
 	})
 	if err != nil {
 		return control.Result{}, errors.Join(err, n.takeBack(e, in.Designated, mine))

@@ -53,7 +53,7 @@ func (n *Node) resourceStatus(e entry, now time.Time) control.Resource {
 			continue
 		}
 		r.SizeBytes = max(r.SizeBytes, f.Size)
-		if f.Writable {
+		if f.Writable && m.Alive { // of one that cannot be heard nobody knows
 			r.ActualPrimary = append(r.ActualPrimary, m.Node)
 		}
 		if f.View.Split != "" && r.SplitBrain == "" {

@@ -23,7 +23,6 @@ type progressConn struct {
 	closeOnce   sync.Once
 	closeErr    error
 
-	in *bufio.Reader
 	// out gathers TLS records, so that bulk needs fewer system calls, once the connection is established (nil before). It has its own lock because
 	// TLS may have to say something of its own while reading.
 	out struct {
@@ -48,10 +47,6 @@ func (c *progressConn) flush() error {
 	return c.out.w.Flush()
 }
 
-type readerFunc func(p []byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
@@ -68,7 +63,6 @@ func (c *progressConn) Write(p []byte) (int, error) {
 
 func newProgressConn(c net.Conn) *progressConn {
 	p := &progressConn{Conn: c}
-	p.in = bufio.NewReaderSize(readerFunc(p.receive), gatherBytes)
 	p.set(Progress{DefaultProgress, DefaultProgress})
 	return p
 }
@@ -85,10 +79,7 @@ func deadline(d time.Duration) time.Time {
 	return time.Now().Add(d)
 }
 
-// Read takes what is there, in large pieces. One goroutine reads at a time.
-func (c *progressConn) Read(p []byte) (int, error) { return c.in.Read(p) }
-
-func (c *progressConn) receive(p []byte) (int, error) {
+func (c *progressConn) Read(p []byte) (int, error) {
 	limit := time.Duration(c.read.Load())
 	if err := c.SetReadDeadline(deadline(limit)); err != nil {
 		return 0, err

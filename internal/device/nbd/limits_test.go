@@ -76,6 +76,29 @@ func TestHalfRequests(t *testing.T) {
 	}
 }
 
+// TestStalledClientIsCut: one that takes no replies must go only when somebody needs more than it leaves.
+func TestStalledClientIsCut(t *testing.T) {
+	t.Parallel()
+	s, path := serve(t, Config{Dev: newMemDevice(testSize), MaxMemory: 1 << 20, StallTimeout: 20 * time.Millisecond})
+	hog, c := open(t, path, false), open(t, path, false)
+	for i := range uint64(100) {
+		hog.send(requestBytes(header{cmd: cmdRead, cookie: i, length: 64 << 10}, nil))
+	}
+	waitFor(t, "the hog to hold half of the memory", func() bool { return s.inUse() >= 512<<10 })
+	c.read(0, 64<<10)
+	if n := s.connectionCount(); n != 2 {
+		t.Errorf("%d connections, want both", n)
+	}
+	if got := c.read(0, 1<<20); len(got) != 1<<20 {
+		t.Errorf("read %d bytes", len(got))
+	}
+	if n := s.connectionCount(); n != 1 {
+		t.Errorf("%d connections, want only the one that moves", n)
+	}
+}
+
+func (s *Server) connectionCount() int { return len(s.connections()) }
+
 func TestTooManyRequests(t *testing.T) {
 	t.Parallel()
 	const n = 3 * maxInFlight
@@ -87,14 +110,10 @@ func TestTooManyRequests(t *testing.T) {
 		_, _ = c.nc.Write(burst) // a failure shows in the replies
 	}()
 	inFlight := func() int {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for sc := range s.mu.conns {
-			sc.replies.mu.Lock()
-			defer sc.replies.mu.Unlock()
-			return sc.replies.mu.inFlight
-		}
-		return 0
+		q := s.connections()[0].replies
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.mu.inFlight
 	}
 	waitFor(t, "the limit to be reached", func() bool { return inFlight() == maxInFlight })
 	close(dev.gate)
@@ -170,11 +189,7 @@ func TestClientsThatLeaveInTheMiddle(t *testing.T) {
 		}
 		nc.Close()
 	}
-	waitFor(t, "all connections to end", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return len(s.mu.conns) == 0
-	})
+	waitFor(t, "all connections to end", func() bool { return s.connectionCount() == 0 })
 }
 
 func TestBudget(t *testing.T) {

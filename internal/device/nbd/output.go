@@ -11,6 +11,8 @@ import (
 const (
 	// writePiece bounds what one system call is asked to send, in bytes, so that progress of a large reply can be seen.
 	writePiece = 1 << 20
+	// sendBuffer is how much may wait in a Unix socket for the client, in bytes: the default would make large reads wait in the middle.
+	sendBuffer = 512 << 10
 	// joinBuffer is for connections that cannot gather: small buffers are copied together.
 	joinBuffer = 64 << 10
 )
@@ -30,8 +32,8 @@ func newOutput(nc net.Conn, s *stall) *output {
 	o := &output{dst: nc, stall: s}
 	switch nc := nc.(type) {
 	case *net.UnixConn:
-		_ = nc.SetWriteBuffer(1<<20)
-	case *net.TCPConn:
+		_ = nc.SetWriteBuffer(sendBuffer) // the default works too
+	case *net.TCPConn: // the kernel finds out itself
 	default:
 		o.join = bufio.NewWriterSize(nc, joinBuffer)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -43,7 +44,7 @@ type Config struct {
 	TLS         *tls.Config // nil: no TLS
 	TLSRequired bool        // refuse everything but STARTTLS before TLS is up; needs TLS
 
-	MaxConns    int   // connections, including those that negotiate
+	MaxConns    int   // connections, including those that negotiate; each takes 256 KiB besides its payloads
 	MaxMemory   int64 // bytes of payload in flight, see budget for the exact bound
 	ReadWorkers int   // requests that wait for the device at the same time
 	// StallTimeout is how long a client may keep us waiting in the middle of a transfer while others need the memory that it holds.
@@ -163,16 +164,22 @@ func (s *Server) sleep(d time.Duration) {
 
 // start serves one connection on a goroutine of its own, or closes it when there may not be another one.
 func (s *Server) start(nc net.Conn) {
+	if !s.tryStart(nc) {
+		s.cfg.Log.Warn("NBD connection refused", "max", s.cfg.MaxConns)
+		nc.Close()
+	}
+}
+
+func (s *Server) tryStart(nc net.Conn) bool {
+	c := newConn(s, nc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closed || len(s.mu.conns) >= s.cfg.MaxConns {
-		s.cfg.Log.Warn("NBD connection refused", "connections", len(s.mu.conns), "max", s.cfg.MaxConns)
-		nc.Close()
-		return
+		return false
 	}
-	c := newConn(s, nc)
 	s.mu.conns[c] = struct{}{}
 	s.wg.Go(func() { s.run(c) }) // ends with the connection
+	return true
 }
 
 func (s *Server) run(c *conn) {
@@ -265,11 +272,13 @@ func (s *Server) withdraw() ([]io.Closer, []*conn) {
 		closers = append(closers, l)
 	}
 	clear(s.mu.listeners)
-	var conns []*conn
-	for c := range s.mu.conns {
-		conns = append(conns, c)
-	}
-	return closers, conns
+	return closers, slices.Collect(maps.Keys(s.mu.conns))
+}
+
+func (s *Server) connections() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.mu.conns))
 }
 
 func (s *Server) cut(closers []io.Closer, conns []*conn) {

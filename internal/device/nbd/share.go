@@ -24,11 +24,9 @@ func (s *Server) waitForRoom(own *share, n int64) error {
 }
 
 func (s *Server) cutStalled() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.mu.conns {
-		if c.user != "" && c.stalled(s.cfg.StallTimeout) {
-			s.cfg.Log.Warn("NBD client cut: it holds memory that others need and does not take its data", "client", c.user)
+	for _, c := range s.connections() {
+		if c.stalled(s.cfg.StallTimeout) {
+			s.cfg.Log.Warn("NBD client cut: others need the memory that it holds without moving", "client", peerName(c.raw))
 			c.raw.Close()
 		}
 	}
