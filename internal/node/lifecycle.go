@@ -25,20 +25,14 @@ func (n *Node) createResource(ctx context.Context, c control.Command) (control.R
 	if err != nil {
 		return control.Result{}, fmt.Errorf("create-resource %s: %w", c.Resource, err)
 	}
-	for range 1000 { // until the watcher has started the runner
-		if n.runner(id) != nil {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
-	r := n.runner(id)
-	if r == nil {
-		return control.Result{}, errClosed
+	r, err := n.awaitRunner(ctx, id)
+	if err != nil {
+		return control.Result{}, err
 	}
 	err = r.await(ctx, func(in resource.Input, _ resource.Plan) (bool, error) {
 		return in.Local.Writable && in.Local.Device != "", nil
 	})
-	path, _ := r.replica().deviceAndUsers()
+	path := r.devicePath()
 	return say("resource %s of %s created; node %s is primary, the device is %s", c.Resource, bytesize.Format(size), n.cfg.Name, path), err
 }
 

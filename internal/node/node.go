@@ -131,7 +131,7 @@ func (n *Node) reconcile(now, before catalog) {
 			n.endRunner(r)
 		}
 	}
-	n.removeLeftovers(now)
+	n.removeLeftovers()
 }
 
 func (n *Node) startRunner(id string) {
@@ -153,8 +153,8 @@ func (n *Node) endRunner(r *runner) {
 
 // removeLeftovers deletes state and log of resources that this node is no member of: after leave-resource, or a crash in the middle of
 // create-resource.
-func (n *Node) removeLeftovers(now catalog) {
-	if n.cluster.ID() == "" {
+func (n *Node) removeLeftovers() {
+	if n.cluster.ID() == "" || n.cluster.Evicted() {
 		return
 	}
 	n.create.Lock()
@@ -166,10 +166,8 @@ func (n *Node) removeLeftovers(now catalog) {
 	}
 	self := n.self()
 	for _, id := range names {
-		if e, ok := now[id]; (ok && e.members[self] != nil) || n.runner(id) != nil {
-			continue
-		}
-		if _, known := n.catalog()[id]; known && n.catalog()[id].members[self] != nil {
+		// The membership itself is asked, not the catalog, which leaves out what it cannot read.
+		if _, _, member := n.cluster.Get(key(id, "member", self)); member || n.runner(id) != nil {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(n.store.dir, id)); err != nil {

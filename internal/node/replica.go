@@ -228,6 +228,16 @@ func (rep *replica) deviceAndUsers() (path string, users []string) {
 	return path, users
 }
 
+// devicePath is where applications find the device; empty if it is not shown.
+func (r *runner) devicePath() string {
+	rep := r.replica()
+	if rep == nil {
+		return ""
+	}
+	path, _ := rep.deviceAndUsers()
+	return path
+}
+
 // follow hands a new decision to the workers. The runner's lock is held.
 func (rep *replica) follow(in resource.Input, plan resource.Plan) {
 	old := rep.wish.Swap(&wish{in, plan})

@@ -83,7 +83,7 @@ func (n *Node) primaryPlanned(ctx context.Context, e entry, r *runner, in resour
 	if err != nil {
 		return control.Result{}, errors.Join(err, n.takeBack(e, in.Designated, mine))
 	}
-	path, _ := r.replica().deviceAndUsers()
+	path := r.devicePath()
 	return say("node %s is primary of resource %s; the device is %s", n.cfg.Name, e.name, path), nil
 }
 
@@ -147,7 +147,7 @@ func (n *Node) primaryForced(ctx context.Context, e entry, r *runner, in resourc
 	}); err != nil {
 		return control.Result{}, err
 	}
-	path, _ := r.replica().deviceAndUsers()
+	path := r.devicePath()
 	return say("node %s is primary of resource %s by force; the device is %s\n%s", n.cfg.Name, e.name, path, lost), nil
 }
 
