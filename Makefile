@@ -1,7 +1,9 @@
 # Everything that can be done here; `make help` lists it.
 GO ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
-export CGO_ENABLED = 0
+FUZZ_SECONDS ?= 3
+SEED ?=
+RUNS ?= 200
 
 .DEFAULT_GOAL := help
 
@@ -9,6 +11,45 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/marsd and bin/marsadm, static
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
-.PHONY: help build
+demo: build ## two nodes on loopback: replication, handover, failover, real data; under a minute
+	./demo/demo.sh
+
+test: deps lint vuln unit race fuzz e2e ## everything that can run here
+
+deps: ## Debian packages for the tests (as root)
+	./scripts/deps.sh
+
+fmt: ## format the source
+	gofmt -w cmd internal tests bench
+
+lint: ## gofmt, vet, staticcheck, house rules, tidy modules
+	@test -z "$$(gofmt -l cmd internal tests bench)" || { gofmt -l cmd internal tests bench; echo "run make fmt"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+	$(GO) test -count=1 ./internal/lint
+
+vuln: ## known vulnerabilities
+	./scripts/vuln.sh
+
+unit: ## unit, property, scenario, crash and simulator tests
+	$(GO) test -count=1 ./internal/... ./cmd/...
+
+race: ## the same under the race detector
+	CGO_ENABLED=1 $(GO) test -count=1 -race -short ./internal/... ./cmd/...
+
+fuzz: ## every decoder for FUZZ_SECONDS
+	./scripts/fuzz.sh $(FUZZ_SECONDS)
+
+e2e: ## real daemons, file systems and NBD clients
+	$(GO) test -count=1 -timeout 20m ./tests/...
+
+bench: build ## against qemu-nbd, nbdkit, rsync: a table of ratios
+	$(GO) run ./bench
+
+clean: ## remove what was built
+	rm -rf bin bench/tmp
+
+.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e bench clean
