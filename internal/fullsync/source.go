@@ -41,12 +41,34 @@ func decodeOpen(kind byte, payload []byte) (OpenRequest, error) {
 	return r, nil
 }
 
+// Server is the answering side of a session as a state machine: its owner hands it every frame that arrives. After an error, which the
+// other end has been told, it is over.
+type Server struct {
+	conn Conn
+	src  Source
+	data []byte
+	out  []byte
+}
+
+// NewServer accepts a session with the given reply.
+func NewServer(c Conn, reply OpenReply, src Source) (*Server, error) {
+	return &Server{conn: c, src: src, data: make([]byte, chunkSize)}, writeJSON(c, frameOpenReply, reply)
+}
+
+// Frame answers one request.
+func (s *Server) Frame(kind byte, payload []byte) error {
+	if err := s.answer(kind, payload); err != nil {
+		return errors.Join(err, Refuse(s.conn, codeOf(err), err))
+	}
+	return nil
+}
+
 // Serve accepts the session with the given reply and answers requests until the connection ends.
 func Serve(ctx context.Context, c Conn, reply OpenReply, src Source) error {
-	if err := writeJSON(c, frameOpenReply, reply); err != nil {
+	s, err := NewServer(c, reply, src)
+	if err != nil {
 		return err
 	}
-	s := server{conn: c, src: src, data: make([]byte, chunkSize)}
 	buf := make([]byte, chunkSize)
 	for ctx.Err() == nil {
 		kind, payload, err := c.ReadFrame(buf)
@@ -56,8 +78,8 @@ func Serve(ctx context.Context, c Conn, reply OpenReply, src Source) error {
 		if err != nil {
 			return err
 		}
-		if err := s.answer(kind, payload); err != nil {
-			return errors.Join(err, Refuse(c, codeOf(err), err))
+		if err := s.Frame(kind, payload); err != nil {
+			return err
 		}
 	}
 	return context.Cause(ctx)
@@ -72,14 +94,7 @@ func codeOf(err error) string {
 	return CodeError
 }
 
-type server struct {
-	conn Conn
-	src  Source
-	data []byte
-	out  []byte
-}
-
-func (s *server) answer(kind byte, payload []byte) error {
+func (s *Server) answer(kind byte, payload []byte) error {
 	switch kind {
 	case frameCompare:
 		return s.compare(payload)
@@ -95,7 +110,7 @@ func (s *server) answer(kind byte, payload []byte) error {
 	return fmt.Errorf("unknown sync frame %d", kind)
 }
 
-func (s *server) compare(payload []byte) error {
+func (s *Server) compare(payload []byte) error {
 	c, err := decodeCompare(payload)
 	if err != nil {
 		return err
@@ -117,7 +132,7 @@ func (s *server) compare(payload []byte) error {
 }
 
 // unit appends what the target needs of a unit to s.out and returns its code.
-func (s *server) unit(unit []byte, theirs digest) byte {
+func (s *Server) unit(unit []byte, theirs digest) byte {
 	switch mine := unitSum(unit); {
 	case mine == theirs:
 		return unitSame
@@ -135,7 +150,7 @@ func (s *server) unit(unit []byte, theirs digest) byte {
 	return unitDigests
 }
 
-func (s *server) want(payload []byte) error {
+func (s *Server) want(payload []byte) error {
 	w, err := decodeWant(payload)
 	if err != nil {
 		return err
