@@ -88,10 +88,16 @@ func connect(t testing.TB, path string) *client {
 func newClient(t testing.TB, nc net.Conn) *client {
 	t.Helper()
 	t.Cleanup(func() { nc.Close() })
-	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
+	c := &client{t: t, nc: nc}
+	c.renew()
+	return c
+}
+
+// renew extends the connection's deadline; so what counts is progress.
+func (c *client) renew() {
+	if err := c.nc.SetDeadline(time.Now().Add(patience)); err != nil {
+		c.t.Fatal(err)
 	}
-	return &client{t: t, nc: nc}
 }
 
 // open connects and begins the transmission phase.

@@ -210,8 +210,9 @@ func (c *conn) begin() error {
 func (c *conn) refuse(r *request, reason error) error {
 	if r.cmd == cmdWrite {
 		if r.Len > drainLimit {
+			err := fmt.Errorf("write of %d bytes: %w", r.Len, errProtocol)
 			c.replies.drop(r)
-			return fmt.Errorf("write of %d bytes: %w", r.Len, errProtocol)
+			return err
 		}
 		if err := c.drain(r.Len); err != nil {
 			c.replies.drop(r)
@@ -314,7 +315,7 @@ func (c *conn) reserve(r *request, n int) error {
 	cost := payloadCost(n)
 	if ok, _ := c.srv.budget.take(&c.share, cost); !ok {
 		c.pause()
-		if err := c.srv.waitForRoom(&c.share, cost); err != nil {
+		if err := c.srv.waitForRoom(c, cost); err != nil {
 			return err
 		}
 		c.replies.busy()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,15 +87,16 @@ func TestStalledClientIsCut(t *testing.T) {
 	}
 	waitFor(t, "the hog to hold half of the memory", func() bool { return s.inUse() >= 512<<10 })
 	c.read(0, 64<<10)
+	waitFor(t, "the hog to be called stalled", func() bool {
+		return slices.ContainsFunc(s.connections(), func(c *conn) bool { return c.stalled(40 * time.Millisecond) })
+	})
 	if n := s.connectionCount(); n != 2 {
 		t.Errorf("%d connections, want both", n)
 	}
 	if got := c.read(0, 1<<20); len(got) != 1<<20 {
 		t.Errorf("read %d bytes", len(got))
 	}
-	if n := s.connectionCount(); n != 1 {
-		t.Errorf("%d connections, want only the one that moves", n)
-	}
+	waitFor(t, "the hog to be gone", func() bool { return s.connectionCount() == 1 })
 }
 
 func (s *Server) connectionCount() int { return len(s.connections()) }

@@ -3,7 +3,6 @@ package nbd
 import (
 	"bytes"
 	"testing"
-	"time"
 )
 
 // load is a client's round of requests: depth of them, of size bytes each.
@@ -61,9 +60,6 @@ func BenchmarkBurst(b *testing.B) {
 		b.Run(l.name, func(b *testing.B) {
 			_, path := serve(b, Config{Dev: &fastDevice{data: make([]byte, testSize)}})
 			c := open(b, path, false)
-			if err := c.nc.SetDeadline(time.Time{}); err != nil {
-				b.Fatal(err)
-			}
 			requests, n := l.burst()
 			replies := make([]byte, n)
 			b.SetBytes(int64(max(len(requests), n)))
@@ -79,6 +75,7 @@ func BenchmarkBurst(b *testing.B) {
 // exchange sends requests and waits for all replies.
 func exchange(c *client, requests, replies []byte) {
 	c.t.Helper()
+	c.renew()
 	c.send(requests)
 	for rest := replies; len(rest) > 0; {
 		n, err := c.nc.Read(rest)

@@ -229,7 +229,7 @@ func TestRandomRequests(t *testing.T) {
 					}
 					go func() {
 						defer func() { done <- struct{}{} }()
-						m.run(200)
+						m.run(60)
 					}()
 				}
 				<-done
@@ -262,6 +262,7 @@ func (m *model) run(rounds int) {
 				expect[h.cookie] = int(h.length)
 			}
 		}
+		m.c.renew()
 		sent := make(chan struct{})
 		go func() { // ends when the server has taken the burst
 			defer close(sent)
