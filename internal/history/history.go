@@ -130,22 +130,31 @@ func (p *Path) At(lsn LSN) (Timeline, bool) {
 }
 
 // Contains reports whether the path passes pos, as far as timelines and positions tell; the digest is compared where it is known
-// (at switches and at the end).
+// (at switches and at the end). A switch belongs to the older timeline. The zero Position is the root, before the first timeline.
 func (p *Path) Contains(pos Position) bool {
-	for i, t := range p.Timelines {
-		if t.ID != pos.Timeline {
-			continue
-		}
-		if pos.LSN < t.Switch || pos.LSN > p.endOf(i) {
-			return false
-		}
-		if i+1 == len(p.Timelines) {
-			return pos.LSN != p.End || pos.Digest == p.EndDigest
-		}
-		next := p.Timelines[i+1]
-		return pos.LSN != next.Switch || pos.Digest == next.Digest
+	if pos == (Position{}) {
+		return p.fromRoot()
 	}
-	return false
+	i := p.indexOf(pos)
+	return i >= 0 && (pos.LSN != p.endOf(i) || pos.Digest == p.digestAtEndOf(i))
+}
+
+// fromRoot reports whether the path is known from its very beginning.
+func (p *Path) fromRoot() bool {
+	if len(p.Timelines) == 0 {
+		return p.End == 0
+	}
+	return p.Timelines[0].Parent == 0 && p.Timelines[0].Switch == 0
+}
+
+// indexOf returns the index of the timeline on which the path passes pos, -1 if it does not. Digests are not compared.
+func (p *Path) indexOf(pos Position) int {
+	for i, t := range p.Timelines {
+		if t.ID == pos.Timeline && pos.LSN > t.Switch && pos.LSN <= p.endOf(i) {
+			return i
+		}
+	}
+	return -1
 }
 
 // Relation says how two paths a and b relate.
@@ -213,21 +222,23 @@ func lastCommon(a, b []Timeline) (i, j int, ok bool) {
 	return 0, 0, false
 }
 
-// TruncateTo returns the path cut back to pos, which it must contain.
+// TruncateTo returns the path cut back to pos, which it must contain. Its LastData is an upper bound.
 func (p *Path) TruncateTo(pos Position) (Path, error) {
-	for i, t := range p.Timelines {
-		if t.ID != pos.Timeline || pos.LSN < t.Switch || pos.LSN > p.endOf(i) {
-			continue
-		}
-		q := Path{Timelines: append([]Timeline(nil), p.Timelines[:i+1]...), End: pos.LSN, EndDigest: pos.Digest,
-			LastData: min(p.LastData, pos.LSN)}
-		switch {
-		case i+1 == len(p.Timelines) && pos.LSN == p.End:
-			q.Successor = p.Successor
-		case i+1 < len(p.Timelines) && pos.LSN == p.endOf(i):
-			q.Successor = p.Timelines[i+1].Passed
-		}
-		return q, nil
+	switch {
+	case !p.Contains(pos):
+		return Path{}, fmt.Errorf("history does not contain position %v", pos)
+	case pos == (Position{}):
+		return Path{}, nil
 	}
-	return Path{}, fmt.Errorf("history does not contain position %v", pos)
+	i := p.indexOf(pos)
+	q := Path{Timelines: append([]Timeline(nil), p.Timelines[:i+1]...), End: pos.LSN, EndDigest: pos.Digest,
+		LastData: min(p.LastData, pos.LSN)}
+	switch {
+	case pos.LSN < p.endOf(i):
+	case i+1 == len(p.Timelines):
+		q.Successor = p.Successor
+	default:
+		q.Successor = p.Timelines[i+1].Passed
+	}
+	return q, nil
 }

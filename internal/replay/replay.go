@@ -20,7 +20,9 @@ type Window struct {
 	End   history.Position
 	Stamp int64 // Lamport time of its last record; 0 if it is empty
 	Size  int64 // size of the volume at the end; 0 if the window does not change it
-	ext   *extent.Map
+	// LastData is the end of the last record that changes the volume; 0 if there is none.
+	LastData history.LSN
+	ext      *extent.Map
 }
 
 // Limit bounds a window.
@@ -47,6 +49,9 @@ func Gather(log *translog.Log, start history.Position, lim Limit) (Window, error
 
 func (w *Window) add(r *translog.Record, clip int64) {
 	w.Stamp = r.Stamp
+	if r.Modifies() {
+		w.LastData = r.End()
+	}
 	if r.Kind == translog.KindResize {
 		w.Size = r.Len
 	}

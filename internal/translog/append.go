@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"mars/internal/history"
 )
@@ -29,6 +30,11 @@ var padding [recordUnit]byte
 // (readable, and surviving a kill of the process; durable after SyncTo). On an error the others are not, and the log is as if they
 // had never been passed.
 func (l *Log) Append(entries []Entry) (int, error) {
+	for i := range entries {
+		if len(entries[i].Payload) > MaxPayload {
+			return 0, fmt.Errorf("log record with a payload of %d bytes, more than %d", len(entries[i].Payload), MaxPayload)
+		}
+	}
 	done := 0
 	for done < len(entries) {
 		n, err := l.appendToSegment(entries[done:])
@@ -42,6 +48,9 @@ func (l *Log) Append(entries []Entry) (int, error) {
 
 // appendToSegment writes the entries that fit into the current segment, at least one: into a new segment if need be.
 func (l *Log) appendToSegment(entries []Entry) (int, error) {
+	if err := l.onTimeline(); err != nil {
+		return 0, err
+	}
 	fresh, err := l.makeRoom(recordSize(len(entries[0].Payload)))
 	if err != nil {
 		return 0, err
@@ -59,6 +68,16 @@ func (l *Log) appendToSegment(entries []Entry) (int, error) {
 		return 0, err
 	}
 	return n, nil
+}
+
+// onTimeline returns nil when the log is on a timeline that has not ended: behind an end record, which has given the token away, nothing may follow.
+func (l *Log) onTimeline() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.path.Tip().ID == 0 || l.path.Successor != "" {
+		return fmt.Errorf("append to log at LSN %d: %w", l.path.End, ErrNoTimeline)
+	}
+	return nil
 }
 
 // batch collects records that go to one segment.
@@ -163,6 +182,9 @@ func (l *Log) EndTimeline(successor string, stamp int64) error {
 	if successor == "" {
 		return errors.New("end of timeline without a successor")
 	}
+	if err := l.onTimeline(); err != nil {
+		return err
+	}
 	return l.appendControl(KindTimelineEnd, stamp, EndOfTimeline{successor}, func(p *history.Path) { p.Successor = successor })
 }
 
@@ -234,10 +256,18 @@ func (l *Log) newSegment(pos history.Position) error {
 		return errors.Join(fmt.Errorf("create log segment %s: %w", name, err), f.Close(), l.cfg.FS.Remove(l.file(name)))
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	var full *segment
+	if n := len(l.segs); n > 0 {
+		full = l.segs[n-1]
+	}
 	l.segs = append(l.segs, &segment{name: name, first: pos.LSN, file: f, dirty: true, unlinked: true})
 	l.room = l.cfg.SegmentSize
 	l.sealing.Store(false)
+	l.mu.Unlock()
+	if full != nil {
+		// Gives back what was reserved and not needed. If it fails, space is wasted until the segment is deleted, nothing else.
+		_ = full.file.Truncate(full.offset(pos.LSN))
+	}
 	return nil
 }
 
@@ -259,17 +289,18 @@ func (l *Log) SyncTo(lsn history.LSN) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		if l.failed != nil {
+		switch {
+		case l.failed != nil:
 			return l.failed
-		}
-		if l.durable >= lsn {
+		case l.durable >= lsn:
 			return nil
-		}
-		if !l.syncing {
+		case lsn > l.path.End:
+			return fmt.Errorf("sync of the log up to LSN %d, but it ends at %d", lsn, l.path.End)
+		case l.syncing:
+			l.synced.Wait()
+		default:
 			l.syncRound()
-			continue
 		}
-		l.synced.Wait()
 	}
 }
 
@@ -322,35 +353,56 @@ func (l *Log) syncFiles(todo []*segment, dir bool) error {
 }
 
 // DeleteBelow removes the segments that end at or below lsn; the last one always stays. It returns the bytes of file space freed.
+// Each removal is durable before the next, else a power cut could leave a hole in the log.
 func (l *Log) DeleteBelow(lsn history.LSN) (int64, error) {
+	l.cutting.Lock()
+	defer l.cutting.Unlock()
 	var freed int64
 	for {
-		s, size := l.cutFirst(lsn)
+		s, size := l.firstBelow(lsn)
 		if s == nil {
 			return freed, nil
 		}
-		if err := l.cfg.FS.Remove(l.file(s.name)); err != nil {
-			return freed, fmt.Errorf("remove log segment: %w", err)
+		if err := l.removeFile(s); err != nil {
+			return freed, err
 		}
+		l.forgetFirst()
 		freed += size
 		l.release(s)
 	}
 }
 
-// cutFirst takes the first segment out of the log if it ends at or below lsn; the caller must release it.
-func (l *Log) cutFirst(lsn history.LSN) (*segment, int64) {
+// firstBelow returns the first segment if it ends at or below lsn, kept open until release. One that is not durable yet stays: recovery
+// after a power cut needs every segment behind the checkpoint to follow the one before.
+func (l *Log) firstBelow(lsn history.LSN) (*segment, int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.segs) < 2 || l.segs[1].first > lsn {
+	if len(l.segs) < 2 || l.segs[1].first > lsn || l.segs[0].dirty {
 		return nil, 0
 	}
 	s := l.segs[0]
-	if s.dirty {
-		return nil, 0
-	}
-	size := s.offset(l.segs[1].first)
-	l.segs = append([]*segment(nil), l.segs[1:]...)
 	s.refs++
-	s.dead = true
-	return s, size
+	return s, s.offset(l.segs[1].first)
+}
+
+func (l *Log) forgetFirst() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.segs) == 0 {
+		return // closed meanwhile
+	}
+	l.segs[0].dead = true
+	l.segs = append([]*segment(nil), l.segs[1:]...)
+}
+
+// removeFile removes a segment's file, durably.
+func (l *Log) removeFile(s *segment) error {
+	err := l.cfg.FS.Remove(l.file(s.name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an earlier attempt may have failed half way
+		return fmt.Errorf("remove log segment: %w", err)
+	}
+	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
+		return fmt.Errorf("sync log directory: %w", err)
+	}
+	return nil
 }

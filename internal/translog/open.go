@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 
 	"mars/internal/history"
+	"mars/internal/vfs"
 )
 
 // Start says from where a log is opened.
@@ -17,6 +19,9 @@ type Start struct {
 	Path history.Path
 	// Durable is the largest LSN that is known to have been durable here; 0 if unknown.
 	Durable history.LSN
+	// Own is the timeline that was written here: only its records tell how much of this log was durable. What a fetched record says is about
+	// the log of the node that wrote it.
+	Own history.TimelineID
 }
 
 // Report says what Open found behind the checkpoint.
@@ -29,9 +34,11 @@ type Report struct {
 //
 // What is found behind the last intact record decides:
 //
-//	nothing, or bytes that were never part of a durable log   a torn tail: cut off, durably; the log goes on there
-//	an intact record that says its log was durable beyond     damage: *DefectError together with a usable Log that ends before it
-//	the start knows the log was durable beyond                 damage, likewise
+//	nothing, or bytes that nothing says were ever durable      a torn tail: cut off, durably; the log goes on there
+//	the start knows the log was durable beyond                 damage: *DefectError together with a usable Log that ends before it
+//	a later intact record of the own timeline says so          damage, likewise
+//	the medium cannot return what is there                     damage, likewise
+//	a record that only a newer version understands             an error, nothing is changed
 //
 // Records older than the start are not read.
 func Open(cfg Config, start Start, seen func(*Record)) (*Log, Report, error) {
@@ -47,20 +54,26 @@ func Open(cfg Config, start Start, seen func(*Record)) (*Log, Report, error) {
 	if err != nil {
 		return nil, rep, errors.Join(err, l.closeAll())
 	}
-	if stop == nil && l.path.End >= start.Durable {
-		return l, rep, l.settle()
+	why, err := l.evidence(stop, start)
+	if err == nil && why == nil && stop != nil {
+		rep.Torn = l.somethingBehind()
+		// Durably, else a later crash could bring the tail back behind other records.
+		err = l.dropBehind(l.path.End)
 	}
-	if why := l.evidence(start.Durable); why != nil {
-		l.durable = l.path.End
-		return l, rep, &DefectError{At: l.path.End, Why: errors.Join(stop, why)}
+	if err == nil {
+		err = l.settle()
 	}
-	rep.Torn = l.somethingBehind()
-	// Durably, else a later crash could bring the tail back behind other records.
-	if err := l.dropBehind(l.path.End); err != nil {
+	if err != nil {
 		return nil, rep, errors.Join(err, l.closeAll())
 	}
-	return l, rep, l.settle()
+	if why != nil {
+		return l, rep, &DefectError{At: l.path.End, Why: errors.Join(stop, why)}
+	}
+	return l, rep, nil
 }
+
+// unreadable reports whether an error is the medium's, which will not go away by itself, and not that of this process or host.
+func unreadable(err error) bool { return errors.Is(err, syscall.EIO) }
 
 // somethingBehind reports whether the end is followed by anything but zeroes, by the look of the place of the next header.
 func (l *Log) somethingBehind() bool {
@@ -104,7 +117,7 @@ func (l *Log) settle() error {
 	return l.SyncTo(l.path.End)
 }
 
-// openSegments opens every segment file with an intact header, in order of LSN. A file without one was never durable: it is removed.
+// openSegments opens every segment file, in order of LSN.
 func (l *Log) openSegments() error {
 	names, err := l.cfg.FS.ReadDir(l.cfg.Dir)
 	if err != nil {
@@ -130,20 +143,45 @@ func (l *Log) openSegment(name string) error {
 	if err != nil {
 		return err
 	}
-	b := make([]byte, segmentHeaderSize)
-	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return errors.Join(err, f.Close())
-	}
-	p, err := decodeSegmentHeader(b[:n], l.cfg.Resource)
-	if errors.Is(err, errNoRecord) || errors.Is(err, errDamaged) {
-		return errors.Join(f.Close(), l.cfg.FS.Remove(l.file(name)))
-	}
+	s, err := l.readSegment(f, name)
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	l.segs = append(l.segs, &segment{name: name, first: p.LSN, file: f})
+	if s == nil {
+		return errors.Join(f.Close(), l.cfg.FS.Remove(l.file(name)))
+	}
+	l.segs = append(l.segs, s)
 	return nil
+}
+
+// readSegment returns the segment that a file is; nil if its creation was never completed: there is neither a header nor a record. A damaged
+// header alone costs nothing, since the name says the same and the chain of the records proves it.
+func (l *Log) readSegment(f vfs.File, name string) (*segment, error) {
+	b := make([]byte, segmentHeaderSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) && !unreadable(err) {
+		return nil, err
+	}
+	p, err := decodeSegmentHeader(b[:n], l.cfg.Resource)
+	if err == nil {
+		return &segment{name: name, first: p.LSN, file: f}, nil
+	}
+	if !errors.Is(err, errNoRecord) && !errors.Is(err, errDamaged) {
+		return nil, err
+	}
+	first, ok := parseSegmentName(name)
+	if !ok {
+		return nil, err
+	}
+	s := &segment{name: name, first: first, file: f}
+	h, err := findHeader(s, first, func(*Header) bool { return true })
+	if h == nil && err == nil {
+		return nil, nil
+	}
+	if err != nil && !unreadable(err) {
+		return nil, err
+	}
+	return s, nil
 }
 
 // recover follows the records from the start as far as they are intact. stop says what ended it before the end of the last segment.
@@ -187,7 +225,11 @@ func (l *Log) recoverSegment(s *segment, rep *Report, seen func(*Record)) (stop,
 	for {
 		b, err := r.next()
 		if err != nil {
-			return nil, fmt.Errorf("read log %s at LSN %d: %w", s.name, l.path.End, err)
+			err = fmt.Errorf("read log %s at LSN %d: %w", s.name, l.path.End, err)
+			if unreadable(err) {
+				return err, nil
+			}
+			return nil, err
 		}
 		h, payload, err := parse(b, l.path.End, l.path.EndDigest)
 		if err == nil {
@@ -206,81 +248,99 @@ func (l *Log) recoverSegment(s *segment, rep *Report, seen func(*Record)) (stop,
 }
 
 // evidence returns why the bytes behind the end must once have been durable; nil if nothing says so.
-func (l *Log) evidence(known history.LSN) error {
-	if known > l.path.End {
-		return fmt.Errorf("the log was durable up to LSN %d", known)
+func (l *Log) evidence(stop error, start Start) (why, err error) {
+	switch {
+	case start.Durable > l.path.End:
+		return fmt.Errorf("the log was durable up to LSN %d", start.Durable), nil
+	case unreadable(stop):
+		return stop, nil
+	case start.Own == 0 || stop == nil:
+		return nil, nil
 	}
 	for _, s := range l.segs {
-		h, err := l.laterRecord(s)
+		h, err := findHeader(s, l.path.End+recordUnit, func(h *Header) bool { return h.Timeline == start.Own && h.Durable > l.path.End })
+		if unreadable(err) {
+			return err, nil
+		}
 		if err != nil {
-			return err
-		}
-		if h != nil {
-			return fmt.Errorf("an intact record at LSN %d says that the log was durable up to %d", h.LSN, h.Durable)
-		}
-	}
-	return nil
-}
-
-// laterRecord looks in s for an intact header behind the end that claims durability beyond the end.
-func (l *Log) laterRecord(s *segment) (*Header, error) {
-	size, err := s.file.Size()
-	if err != nil {
-		return nil, err
-	}
-	from := max(segmentHeaderSize, s.offset(l.path.End)+recordUnit)
-	buf := make([]byte, readPiece)
-	for from < size {
-		n, err := s.file.ReadAt(buf[:min(readPiece, size-from)], from)
-		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
-		if h := l.findClaim(buf[:n], s.first+history.LSN(from-segmentHeaderSize)); h != nil {
-			return h, nil
-		}
-		if n < HeaderSize {
-			break
-		}
-		from += int64(n) - int64(n)%recordUnit
-		if from < size {
-			from -= HeaderSize - HeaderSize%recordUnit // a header may lie across two pieces
+		if h != nil {
+			return fmt.Errorf("an intact record at LSN %d says that the log was durable up to %d", h.LSN, h.Durable), nil
 		}
 	}
 	return nil, nil
 }
 
-func (l *Log) findClaim(b []byte, lsn history.LSN) *Header {
+// findHeader looks in s for an intact header at or behind from that match accepts.
+func findHeader(s *segment, from history.LSN, match func(*Header) bool) (*Header, error) {
+	size, err := s.file.Size()
+	if err != nil {
+		return nil, err
+	}
+	at := max(segmentHeaderSize, s.offset(from))
+	buf := make([]byte, max(0, min(readPiece, size-at)))
+	for at+HeaderSize <= size {
+		n, err := s.file.ReadAt(buf[:min(int64(len(buf)), size-at)], at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		if h := matchHeader(buf[:n], s.first+history.LSN(at-segmentHeaderSize), match); h != nil {
+			return h, nil
+		}
+		if n < HeaderSize {
+			break
+		}
+		at += int64(n-HeaderSize)/recordUnit*recordUnit + recordUnit // the first place where no whole header was left
+	}
+	return nil, nil
+}
+
+func matchHeader(b []byte, lsn history.LSN, match func(*Header) bool) *Header {
 	for at := 0; at+HeaderSize <= len(b); at += recordUnit {
 		if b[at] != recordMagic&0xff {
 			continue
 		}
-		h, err := decode(b[at:], lsn+history.LSN(at))
-		if err == nil && h.Durable > l.path.End && h.LSN > l.path.End {
+		if h, err := decode(b[at:], lsn+history.LSN(at)); err == nil && match(&h) {
 			return &h
 		}
 	}
 	return nil
 }
 
-// dropBehind removes all bytes from lsn on.
+// dropBehind removes all bytes from lsn on, durably. The log is not in use yet.
 func (l *Log) dropBehind(lsn history.LSN) error {
-	for len(l.segs) > 0 {
-		s := l.segs[len(l.segs)-1]
-		if s.first < lsn {
-			break
-		}
-		if err := errors.Join(s.file.Close(), l.cfg.FS.Remove(l.file(s.name))); err != nil {
-			return fmt.Errorf("remove log segment %s: %w", s.name, err)
-		}
-		l.segs = l.segs[:len(l.segs)-1]
+	i := len(l.segs)
+	for i > 0 && l.segs[i-1].first >= lsn {
+		i--
 	}
-	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
-		return fmt.Errorf("sync log directory: %w", err)
+	cut := l.segs[i:]
+	l.segs = l.segs[:i]
+	err := l.removeBehind(cut, lsn)
+	for _, s := range cut {
+		err = errors.Join(err, s.file.Close())
 	}
-	if len(l.segs) == 0 {
+	return err
+}
+
+// removeBehind removes the segments cut, which were the last ones, and what the one before has behind lsn. The newest goes first, so that a
+// crash leaves a log without a hole.
+func (l *Log) removeBehind(cut []*segment, lsn history.LSN) error {
+	for _, s := range slices.Backward(cut) {
+		if err := l.removeFile(s); err != nil {
+			return err
+		}
+	}
+	l.mu.Lock()
+	var last *segment
+	if n := len(l.segs); n > 0 {
+		last = l.segs[n-1]
+	}
+	l.mu.Unlock()
+	if last == nil {
 		return nil
 	}
-	return l.truncateSegment(l.segs[len(l.segs)-1], lsn)
+	return l.truncateSegment(last, lsn)
 }
 
 func (l *Log) truncateSegment(s *segment, lsn history.LSN) error {
@@ -301,35 +361,54 @@ func (l *Log) truncateSegment(s *segment, lsn history.LSN) error {
 	return nil
 }
 
-// TruncateTo drops everything behind pos, durably: a tail that another history has replaced. The caller has reported what is lost.
+// TruncateTo drops everything behind pos, durably: a tail that another history has replaced. The caller has reported what is lost. Readers of
+// what is dropped get an error.
 func (l *Log) TruncateTo(pos history.Position) error {
+	l.cutting.Lock()
+	defer l.cutting.Unlock()
+	cut, err := l.cutBehind(pos)
+	if err != nil {
+		return err
+	}
+	err = l.removeBehind(cut, pos.LSN)
+	for _, s := range cut {
+		l.release(s)
+	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.failed = fmt.Errorf("%w: %w", ErrFailed, err)
+	}
+	l.announce()
+	return err
+}
+
+// cutBehind takes the segments that begin at or behind pos out of the log and moves its end to pos; the caller must release them. It waits
+// for a sync under way, which would else count bytes as durable that come there later.
+func (l *Log) cutBehind(pos history.Position) ([]*segment, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for l.syncing {
 		l.synced.Wait()
 	}
+	if l.failed != nil {
+		return nil, l.failed
+	}
 	p, err := l.path.TruncateTo(pos)
-	failed := l.failed
-	busy := slices.ContainsFunc(l.segs, func(s *segment) bool { return s.refs > 0 && s.first >= pos.LSN })
-	l.mu.Unlock()
-	switch {
-	case failed != nil:
-		return failed
-	case err != nil:
-		return err
-	case busy:
-		return fmt.Errorf("log is being read behind LSN %d", pos.LSN)
+	if err != nil {
+		return nil, err
 	}
-	if err := l.dropBehind(pos.LSN); err != nil {
-		l.mu.Lock()
-		l.failed = fmt.Errorf("%w: %w", ErrFailed, err)
-		l.mu.Unlock()
-		return err
+	i := len(l.segs)
+	for i > 0 && l.segs[i-1].first >= pos.LSN {
+		i--
+		l.segs[i].refs++
+		l.segs[i].dead = true
 	}
-	l.mu.Lock()
+	cut := l.segs[i:]
+	l.segs = append([]*segment(nil), l.segs[:i]...)
 	l.path = p
 	l.durable = min(l.durable, p.End)
 	l.room = 0
 	l.sealing.Store(false)
-	l.mu.Unlock()
-	return nil
+	return cut, nil
 }

@@ -1,6 +1,7 @@
 package translog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -199,41 +200,64 @@ func wholeRecords(b []byte, lsn history.LSN) (int64, error) {
 // AppendRaw verifies records that were read with ReadRaw at another member from exactly the end of this log on, and appends them. Nothing is
 // stored unless all of it is intact and follows this log (ErrDiverged or ErrDefective otherwise). It returns the last record's header.
 func (l *Log) AppendRaw(b []byte) (Header, error) {
-	p := l.Path()
-	var last Header
-	for at := 0; at < len(b); {
-		n, h, err := l.appendRawRun(b[at:], &p)
-		if err != nil {
+	runs, last, err := verifyRaw(b, l.Path())
+	if err != nil {
+		return Header{}, err
+	}
+	for _, r := range runs {
+		if r.starts {
+			l.Rotate()
+		}
+		if err := l.storeRaw(r.records, r.path); err != nil {
 			return Header{}, err
 		}
-		at += n
-		last = h
 	}
 	return last, nil
 }
 
-// appendRawRun stores records up to the next segment start and returns their length.
-func (l *Log) appendRawRun(b []byte, p *history.Path) (int, Header, error) {
-	var last Header
-	at := 0
-	for at < len(b) {
+// rawRun is a sequence of verified records for one segment.
+type rawRun struct {
+	records []byte
+	starts  bool         // the origin began a segment here
+	path    history.Path // behind it
+}
+
+// verifyRaw checks that b consists of whole records that follow p, and cuts it where segments begin.
+func verifyRaw(b []byte, p history.Path) (runs []rawRun, last Header, err error) {
+	for at := 0; at < len(b); {
 		h, payload, err := parse(b[at:], p.End, p.EndDigest)
+		if err == nil {
+			err = paddingIntact(b[at+HeaderSize+h.PayloadLen : at+int(h.Size())])
+		}
+		lsn := p.End
+		if err == nil {
+			err = follow(&p, &h, payload)
+		}
+		if errors.Is(err, errStranger) {
+			return nil, last, fmt.Errorf("received record for LSN %d: %w (%w)", lsn, ErrDiverged, err)
+		}
 		if err != nil {
-			return 0, last, &DefectError{At: p.End, Why: fmt.Errorf("received: %w", err)}
+			return nil, last, &DefectError{At: lsn, Why: fmt.Errorf("received: %w", err)}
 		}
-		if h.Flags&flagSegmentStart != 0 {
-			if at > 0 {
-				break
-			}
-			l.Rotate()
+		starts := h.Flags&flagSegmentStart != 0
+		if len(runs) == 0 || starts {
+			runs = append(runs, rawRun{records: b[at:at], starts: starts})
 		}
-		if err := follow(p, &h, payload); err != nil {
-			return 0, last, &DefectError{At: h.LSN, Why: fmt.Errorf("received: %w", err)}
-		}
+		r := &runs[len(runs)-1]
+		r.records = r.records[:len(r.records)+int(h.Size())]
+		r.path = p // its timelines are never changed in place
 		last = h
 		at += int(h.Size())
 	}
-	return at, last, l.storeRaw(b[:at], *p)
+	return runs, last, nil
+}
+
+// paddingIntact: no checksum covers the padding, but copies of the log shall be equal to the last byte.
+func paddingIntact(p []byte) error {
+	if !bytes.Equal(p, padding[:len(p)]) {
+		return fmt.Errorf("%w: padding is not zero", errDamaged)
+	}
+	return nil
 }
 
 func (l *Log) storeRaw(b []byte, p history.Path) error {

@@ -85,6 +85,7 @@ func recordSize(payload int) int64 {
 var (
 	errNoRecord = errors.New("no record") // zeroes or bytes that do not look like a record of this place
 	errDamaged  = errors.New("damaged record")
+	errStranger = fmt.Errorf("%w of this history", errNoRecord) // intact, but it follows other records than these
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -183,7 +184,7 @@ func parse(b []byte, lsn history.LSN, prev history.Digest) (Header, []byte, erro
 		return Header{}, nil, err
 	}
 	if chain(prev, b) != h.Chain {
-		return Header{}, nil, fmt.Errorf("%w: it does not follow the record before it", errNoRecord)
+		return Header{}, nil, fmt.Errorf("%w: it does not follow the record before it", errStranger)
 	}
 	if int64(len(b)) < h.Size() {
 		return Header{}, nil, fmt.Errorf("%w: cut off", errDamaged)
@@ -195,27 +196,39 @@ func parse(b []byte, lsn history.LSN, prev history.Digest) (Header, []byte, erro
 	return h, payload, nil
 }
 
+// inTimeline checks that the record belongs to the timeline that is open at the end of the path.
+func inTimeline(p *history.Path, h *Header) error {
+	if tip := p.Tip().ID; tip == 0 || h.Timeline != tip {
+		return fmt.Errorf("record at %d: %w: it belongs to timeline %v, the log is on %v", h.LSN, errDamaged, h.Timeline, tip)
+	}
+	if p.Successor != "" {
+		return fmt.Errorf("record at %d: %w: it follows the end of its timeline", h.LSN, errDamaged)
+	}
+	return nil
+}
+
 // follow extends the path by one verified record.
 func follow(p *history.Path, h *Header, payload []byte) error {
 	switch h.Kind {
 	case KindTimelineStart:
 		var t history.Timeline
-		if err := json.Unmarshal(payload, &t); err != nil || t.ID != h.Timeline || t.Switch != h.LSN || t.Digest != p.EndDigest {
+		if err := json.Unmarshal(payload, &t); err != nil || t.ID == 0 || t.ID != h.Timeline || t.Parent != p.Tip().ID || t.Switch != h.LSN ||
+			t.Digest != p.EndDigest || t.Passed != p.Successor {
 			return fmt.Errorf("timeline start record at %d: %w: its content does not fit its place", h.LSN, errDamaged)
 		}
 		p.Push(t)
 	case KindTimelineEnd:
+		if err := inTimeline(p, h); err != nil {
+			return err
+		}
 		var e EndOfTimeline
 		if err := json.Unmarshal(payload, &e); err != nil || e.Successor == "" {
 			return fmt.Errorf("timeline end record at %d: %w: no successor", h.LSN, errDamaged)
 		}
 		p.Successor = e.Successor
 	default:
-		if h.Timeline != p.Tip().ID {
-			return fmt.Errorf("record at %d: %w: it belongs to timeline %v, the log is on %v", h.LSN, errDamaged, h.Timeline, p.Tip().ID)
-		}
-		if p.Successor != "" {
-			return fmt.Errorf("record at %d: %w: it follows the end of its timeline", h.LSN, errDamaged)
+		if err := inTimeline(p, h); err != nil {
+			return err
 		}
 	}
 	p.End, p.EndDigest = h.End(), h.Chain

@@ -4,9 +4,10 @@
 // Guarantees: a record is found again only if it is intact and follows the records before it (hash chain), so a stale record in reused
 // space is never taken for a live one. SyncTo(lsn) returns nil only when every byte below lsn is on stable storage. Opening tells a torn
 // tail (cut off) from damage (reported with its position, never skipped). A failed sync is final: the log refuses everything afterwards.
+// Nothing is appended but to an open timeline.
 //
 // It does not know what a volume, a cluster or a role is, owns no goroutine and no clock. One writer at a time (Append, AppendRaw,
-// TruncateTo, DeleteBelow); readers and SyncTo may run concurrently with it and with each other.
+// StartTimeline, EndTimeline, TruncateTo); readers, SyncTo and DeleteBelow may run concurrently with it and with each other.
 //
 // Segment file `seg-FIRSTLSN-TIMELINE` (hexadecimal), all integers little-endian:
 //
@@ -68,6 +69,8 @@ var (
 	ErrFailed = errors.New("log has failed")
 	// ErrDiverged: a record or position does not belong to this log's history.
 	ErrDiverged = errors.New("histories diverge")
+	// ErrNoTimeline: the log is not on an open timeline; nothing but a new one can be appended.
+	ErrNoTimeline = errors.New("no timeline is open")
 )
 
 // DefectError reports damage with its position.
@@ -97,6 +100,9 @@ type Config struct {
 // Log is an open log.
 type Log struct {
 	cfg Config
+
+	// cutting is held while segments are removed, across the IO: one removal at a time, in order. It is taken before mu.
+	cutting sync.Mutex
 
 	// mu guards the fields below. It is never held across IO.
 	mu      sync.Mutex
@@ -128,6 +134,16 @@ func (s *segment) offset(lsn history.LSN) int64 { return segmentHeaderSize + int
 
 func segmentName(first history.LSN, t history.TimelineID) string {
 	return fmt.Sprintf("seg-%016x-%016x", uint64(first), uint64(t))
+}
+
+// parseSegmentName returns the first LSN that the name of a segment file says.
+func parseSegmentName(name string) (history.LSN, bool) {
+	var first, timeline uint64
+	if n, err := fmt.Sscanf(name, "seg-%16x-%16x", &first, &timeline); n != 2 || err != nil {
+		return 0, false
+	}
+	lsn := history.LSN(first)
+	return lsn, lsn >= 0 && name == segmentName(lsn, history.TimelineID(timeline))
 }
 
 func encodeSegmentHeader(resource [16]byte, p history.Position) []byte {

@@ -17,10 +17,13 @@ func (v *Volume) Work() <-chan struct{} { return v.queue.work }
 // ApplyStep brings the next window of the log onto the disk. It returns false when there is nothing to do, after having saved where it
 // stands. The order of its steps is the contract of the package:
 //
-//	log durable up to the window's end  ->  state file says DirtyEnd = end  ->  disk written  ->  disk flushed  ->  Applied = end
+//	log durable up to the window's end  ->  state file says Dirty = end  ->  disk written  ->  disk flushed  ->  Applied = end
 func (v *Volume) ApplyStep() (bool, error) {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	if err := v.checkOpen(); err != nil {
+		return false, err
+	}
 	worked, err := v.applyWindow()
 	v.mu.Lock()
 	v.applyErr = err
@@ -38,10 +41,11 @@ func (v *Volume) applyWindow() (bool, error) {
 		lim.End = min(lim.End, broken.At)
 	}
 	if start.LSN >= lim.End {
+		err := errors.Join(v.endSyncIfReached(), v.checkpoint())
 		if broken != nil {
-			return false, errors.Join(v.checkpoint(), broken)
+			err = errors.Join(err, broken)
 		}
-		return false, v.checkpoint()
+		return false, err
 	}
 	if err := v.log.SyncTo(lim.End); err != nil {
 		return false, err
@@ -64,16 +68,18 @@ func (v *Volume) nextWindow() (history.Position, replay.Limit) {
 	end := v.log.End()
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.thaw()
 	if v.frozen == nil && v.cur.Len() > 0 {
 		v.frozen, v.frozenEnd = v.cur, v.indexed.LSN
 		v.cur = extent.New()
+		v.thaw()
 	}
 	lim := replay.Limit{End: end, Log: v.cfg.WindowSize, Clip: -1}
 	switch {
 	case v.frozen != nil:
 		lim.End = v.frozenEnd
-	case v.writable:
-		lim.End = v.indexed.LSN
+	case v.tenure:
+		lim.End = v.indexed.LSN // what is in the log but not in the index yet would be applied behind the index's back
 	}
 	if s := v.st.Sync; s != nil && !s.Copied {
 		lim.Clip = s.Done
@@ -81,16 +87,26 @@ func (v *Volume) nextWindow() (history.Position, replay.Limit) {
 	return v.st.Applied.Position(), lim
 }
 
+// thaw drops the frozen index when all of it is on the disk. mu is held.
+func (v *Volume) thaw() {
+	if v.frozen != nil && v.st.Applied.End >= v.frozenEnd {
+		v.frozen = nil
+	}
+}
+
 func (v *Volume) applyGathered(w *replay.Window) error {
 	if w.Size > v.cfg.Disk.Size() {
 		return fmt.Errorf("the volume grows to %d bytes but the disk here has %d; enlarge it: %w", w.Size, v.cfg.Disk.Size(), block.ErrNoSpace)
 	}
 	applied := v.log.Path()
+	if err := v.checkDirty(&applied); err != nil {
+		return err
+	}
 	applied, err := applied.TruncateTo(w.End)
 	if err != nil {
 		return err
 	}
-	if err := v.saveDirty(w.End.LSN); err != nil {
+	if err := v.saveDirty(w.End); err != nil {
 		return err
 	}
 	if err := w.Write(v.log, v.cfg.Disk); err != nil {
@@ -103,10 +119,23 @@ func (v *Volume) applyGathered(w *replay.Window) error {
 	return v.endSyncIfReached()
 }
 
-// saveDirty records, before the disk is touched, how far replay must go after a crash. It also saves what the windows before have reached.
-func (v *Volume) saveDirty(end history.LSN) error {
+// checkDirty refuses to replay a history that does not contain what an interrupted window may have left on the disk, which happens after the
+// log was cut (Heal) and continued differently: the result would be a mixture.
+func (v *Volume) checkDirty(p *history.Path) error {
 	v.mu.Lock()
-	v.st.DirtyEnd = max(v.st.DirtyEnd, end)
+	defer v.mu.Unlock()
+	if v.st.Sync == nil && v.st.Dirty.LSN <= p.End && !v.st.recoverable(p) {
+		return fmt.Errorf("%w: the disk may have changes up to %v, which the history here does not contain", ErrInconsistent, v.st.Dirty)
+	}
+	return nil
+}
+
+// saveDirty records, before the disk is touched, how far replay must go after a crash. It also saves what the windows before have reached.
+func (v *Volume) saveDirty(end history.Position) error {
+	v.mu.Lock()
+	if end.LSN > v.st.Dirty.LSN {
+		v.st.Dirty = end
+	}
 	v.mu.Unlock()
 	return v.saveState()
 }
@@ -115,12 +144,15 @@ func (v *Volume) saveDirty(end history.LSN) error {
 func (v *Volume) saveState() error {
 	durable := v.log.Durable()
 	v.mu.Lock()
-	v.st.Durable = durable
-	st := v.st
-	if st.Sync != nil {
-		c := *st.Sync
-		st.Sync = &c
-	}
+	v.st.Durable = max(v.st.Durable, durable) // a defective log may be shorter than what was known to be durable; that must not be forgotten
+	v.mu.Unlock()
+	return v.writeState()
+}
+
+// writeState writes the state file as the state is. applyMu is held.
+func (v *Volume) writeState() error {
+	v.mu.Lock()
+	st := v.st.clone()
 	v.mu.Unlock()
 	if err := st.save(v.cfg); err != nil {
 		return err
@@ -134,6 +166,7 @@ func (v *Volume) saveState() error {
 func (v *Volume) moveApplied(applied history.Path, w *replay.Window) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	applied.LastData = max(v.st.Applied.LastData, w.LastData)
 	v.st.Applied = applied
 	if w.Stamp != 0 {
 		v.st.AppliedStamp = w.Stamp
@@ -142,9 +175,7 @@ func (v *Volume) moveApplied(applied history.Path, w *replay.Window) {
 		v.st.Size = w.Size
 		v.size = max(v.size, w.Size)
 	}
-	if v.frozen != nil && applied.End >= v.frozenEnd {
-		v.frozen = nil
-	}
+	v.thaw()
 }
 
 // checkpoint saves the state if it has moved since. applyMu is held.
@@ -162,17 +193,17 @@ func (v *Volume) checkpoint() error {
 func (v *Volume) endSyncIfReached() error {
 	v.mu.Lock()
 	s := v.st.Sync
-	reached := s != nil && s.Copied && v.st.Applied.End >= s.Until.LSN
-	contains := reached && v.st.Applied.Contains(*s.Until)
-	if contains {
+	if s == nil || !s.reached(&v.st.Applied) {
+		v.mu.Unlock()
+		return nil
+	}
+	strange := s.strange(&v.st.Applied)
+	if strange == nil {
 		v.st.Sync = nil
 	}
 	v.mu.Unlock()
-	switch {
-	case !reached:
-		return nil
-	case !contains:
-		return fmt.Errorf("sync ended at %v, which the history here does not contain: %w", *s.Until, translog.ErrDiverged)
+	if strange != nil {
+		return fmt.Errorf("the copy may contain changes up to %v, which the history here does not contain: %w", *strange, translog.ErrDiverged)
 	}
 	return v.saveState()
 }

@@ -42,14 +42,8 @@ func (v *Volume) ReadAt(p []byte, off int64) error {
 	}
 	pl := plans.Get().(*plan)
 	defer plans.Put(pl)
-	for {
-		v.lookup(pl, off, int64(len(p)))
-		err := v.readPlan(pl, p, off)
-		// The part of the log that was to be read has been applied and deleted meanwhile: look again, the disk has it now.
-		if !errors.Is(err, translog.ErrGone) {
-			return err
-		}
-	}
+	v.lookup(pl, off, int64(len(p)))
+	return v.readPlan(pl, p, off)
 }
 
 func (v *Volume) readPlan(pl *plan, p []byte, off int64) error {
@@ -81,7 +75,11 @@ func (v *Volume) readExtent(p []byte, e extent.Extent) error {
 		clear(p)
 		return nil
 	}
-	return v.log.ReadData(p, e.Src.Data)
+	err := v.log.ReadData(p, e.Src.Data)
+	if errors.Is(err, translog.ErrGone) && e.Src.Data < v.appliedPosition().LSN {
+		return v.readDisk(p, e.Off) // applied and deleted meanwhile: the disk has it, or something newer
+	}
+	return err
 }
 
 // ReadAtNowait implements block.NowaitReader: what is in the log was written or will be needed soon, so it is taken to be in the page
@@ -102,9 +100,6 @@ func (v *Volume) ReadAtNowait(p []byte, off int64) (bool, error) {
 		return disk.ReadAtNowait(p, off)
 	case len(pl.ext) == 1 && pl.ext[0].Off == off && pl.ext[0].Len == int64(len(p)):
 		err := v.readExtent(p, pl.ext[0])
-		if errors.Is(err, translog.ErrGone) {
-			return false, nil
-		}
 		return err == nil, err
 	}
 	return false, nil

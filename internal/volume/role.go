@@ -19,25 +19,45 @@ const opResize block.Op = 0xff
 func (v *Volume) Activate(self string, t history.Timeline) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	v.logMu.Lock()
+	defer v.logMu.Unlock()
 	if err := v.mayActivate(self, t.Forced); err != nil {
 		return err
 	}
 	if err := v.indexBacklog(); err != nil {
 		return err
 	}
+	if err := v.openTimeline(self, t); err != nil {
+		return err
+	}
+	if err := v.saveState(); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.indexed = v.log.EndPosition()
+	v.writable, v.tenure = true, true
+	v.mu.Unlock()
+	v.queue.letIn()
+	return nil
+}
+
+// openTimeline starts one. applyMu and logMu are held.
+func (v *Volume) openTimeline(self string, t history.Timeline) error {
 	t.Origin = self
 	if _, err := v.log.StartTimeline(t); err != nil {
 		return fmt.Errorf("open timeline: %w", err)
 	}
 	v.mu.Lock()
-	v.indexed = v.log.EndPosition()
+	defer v.mu.Unlock()
+	v.opened, v.st.Tenure = t.ID, t.ID
 	v.endStamp = t.Stamp
-	v.writable = true
-	v.mu.Unlock()
 	return nil
 }
 
 func (v *Volume) mayActivate(self string, forced bool) error {
+	if err := v.checkOpen(); err != nil {
+		return err
+	}
 	s := v.Status()
 	holder := s.Path.Holder()
 	switch {
@@ -57,12 +77,12 @@ func (v *Volume) mayActivate(self string, forced bool) error {
 
 // indexBacklog makes the unapplied part of the log readable.
 func (v *Volume) indexBacklog() error {
-	start, end := v.appliedPosition(), v.log.End()
-	if n := int64(end - start.LSN); n > v.cfg.WritebackLimit {
+	start, end := v.appliedPosition(), v.log.EndPosition()
+	if n := int64(end.LSN - start.LSN); n > v.cfg.WritebackLimit {
 		return fmt.Errorf("%d bytes of log are to be replayed first: %w", n, ErrBacklog)
 	}
 	index, size := extent.New(), v.Size()
-	_, err := v.log.Scan(start, end, func(r *translog.Record) bool {
+	_, err := v.log.Scan(start, end.LSN, func(r *translog.Record) bool {
 		if x, ok := replay.Extent(&r.Header, r.Data); ok {
 			index.Insert(x)
 		}
@@ -75,7 +95,7 @@ func (v *Volume) indexBacklog() error {
 		return err
 	}
 	v.mu.Lock()
-	v.cur, v.frozen, v.size = index, nil, size
+	v.cur, v.frozen, v.indexed, v.size = index, nil, end, size
 	v.mu.Unlock()
 	return nil
 }
@@ -87,15 +107,20 @@ func (v *Volume) appliedPosition() history.Position {
 }
 
 // Deactivate ends the tenure: no writer is let in any more, what is queued is written, and the end record passes the token to successor.
-// On an error the token is still here and the volume no longer writable; it can be called again.
+// On an error the token is still here and the volume no longer writable; it can be called again. It refuses to end a timeline that was not
+// opened here since the volume is open (ErrNotPrimary), and to pass on a token that is gone (ErrNoToken).
 func (v *Volume) Deactivate(successor string) error {
-	v.mu.Lock()
-	v.writable = false
-	v.progress.Broadcast()
-	v.mu.Unlock()
-	v.queue.waitIdle()
-	if p := v.log.Path(); p.Successor == successor {
+	v.logMu.Lock()
+	defer v.logMu.Unlock()
+	v.stopWriting(errShut)
+	p := v.log.Path()
+	switch {
+	case p.Tip().ID == 0 || p.Tip().ID != v.opened:
+		return fmt.Errorf("close timeline: %w", ErrNotPrimary)
+	case p.Successor == successor && successor != "":
 		return nil
+	case p.Successor != "":
+		return fmt.Errorf("close timeline: %w: it was passed to %s", ErrNoToken, p.Successor)
 	}
 	if err := v.log.EndTimeline(successor, v.cfg.Stamp()); err != nil {
 		return fmt.Errorf("close timeline: %w", err)
@@ -103,13 +128,23 @@ func (v *Volume) Deactivate(successor string) error {
 	return nil
 }
 
-// Suspend ends the tenure without a word in the log, as a crash would: the token stays here.
-func (v *Volume) Suspend() error {
+// stopWriting lets no writer in any more and returns when those that are in have ended: nothing of the tenure is appended after that.
+func (v *Volume) stopWriting(why error) {
 	v.mu.Lock()
 	v.writable = false
 	v.progress.Broadcast()
 	v.mu.Unlock()
-	v.queue.waitIdle()
+	v.queue.stop(why)
+	v.mu.Lock()
+	v.tenure = false
+	v.mu.Unlock()
+}
+
+// Suspend ends the tenure without a word in the log, as a crash would: the token stays here.
+func (v *Volume) Suspend() error {
+	v.logMu.Lock()
+	defer v.logMu.Unlock()
+	v.stopWriting(errShut)
 	return v.log.SyncTo(v.log.End())
 }
 
@@ -117,12 +152,16 @@ func (v *Volume) Suspend() error {
 func (v *Volume) PassToken(self, successor string, t history.Timeline) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	v.logMu.Lock()
+	defer v.logMu.Unlock()
+	if successor == "" {
+		return errors.New("pass the token: to nobody")
+	}
 	if err := v.mayActivate(self, false); err != nil {
 		return err
 	}
-	t.Origin = self
-	if _, err := v.log.StartTimeline(t); err != nil {
-		return fmt.Errorf("open timeline: %w", err)
+	if err := v.openTimeline(self, t); err != nil {
+		return err
 	}
 	if err := v.log.EndTimeline(successor, v.cfg.Stamp()); err != nil {
 		return fmt.Errorf("close timeline: %w", err)
@@ -144,13 +183,4 @@ func (v *Volume) Resize(size int64) error {
 		return fmt.Errorf("size %d is more than the disk's %d bytes: %w", size, v.cfg.Disk.Size(), block.ErrNoSpace)
 	}
 	return v.call(&block.Request{Op: opResize, Off: old, Len: size, Flags: block.FUA})
-}
-
-// waitIdle returns when nobody is writing and nothing is queued.
-func (q *queue) waitIdle() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for q.writing {
-		q.idle.Wait()
-	}
 }

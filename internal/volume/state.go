@@ -7,7 +7,9 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"path"
+	"slices"
 
+	"mars/internal/block"
 	"mars/internal/history"
 	"mars/internal/vfs"
 )
@@ -23,11 +25,30 @@ type state struct {
 	Size         int64        `json:"size"`    // of the volume at Applied
 	Applied      history.Path `json:"applied"` // all up to its end is on the disk and flushed
 	AppliedStamp int64        `json:"applied_stamp"`
-	// DirtyEnd: changes up to here may be on the disk. The disk alone is consistent when it equals Applied.End.
-	DirtyEnd history.LSN `json:"dirty_end"`
-	// Durable is a lower bound of what has been durable in the log.
+	// Dirty: changes up to here may be on the disk. The disk alone is consistent when it equals the end of Applied, else the log must be
+	// replayed up to here, on this very history.
+	Dirty history.Position `json:"dirty"`
+	// Durable is a lower bound of what has been durable in the log; never less than Dirty unless the log was cut.
 	Durable history.LSN `json:"durable"`
-	Sync    *SyncState  `json:"sync,omitempty"`
+	// Tenure is the last timeline that was written here.
+	Tenure history.TimelineID `json:"tenure,omitempty"`
+	Sync   *SyncState         `json:"sync,omitempty"`
+}
+
+// clone returns a copy that shares nothing that changes.
+func (st *state) clone() state {
+	c := *st
+	if st.Sync != nil {
+		s := *st.Sync
+		s.Seen = slices.Clone(s.Seen)
+		c.Sync = &s
+	}
+	return c
+}
+
+// recoverable reports whether replaying a log with history p makes the disk consistent.
+func (st *state) recoverable(p *history.Path) bool {
+	return st.Dirty == st.Applied.Position() || p.Contains(st.Dirty)
 }
 
 // SyncState says how far a full sync has come. The replica is inconsistent while it exists.
@@ -35,6 +56,39 @@ type SyncState struct {
 	Done   int64             `json:"done"`   // bytes of the disk that are copied, from the start
 	Copied bool              `json:"copied"` // all of them; consistent once Until is applied
 	Until  *history.Position `json:"until,omitempty"`
+	// Seen are positions up to which the copy made so far may contain changes, one per timeline; see Copy.Saw.
+	Seen []history.Position `json:"seen,omitempty"`
+}
+
+// saw adds a position to Seen.
+func (s *SyncState) saw(pos history.Position) {
+	i := slices.IndexFunc(s.Seen, func(x history.Position) bool { return x.Timeline == pos.Timeline })
+	switch {
+	case i < 0:
+		s.Seen = append(s.Seen, pos)
+	case pos.LSN > s.Seen[i].LSN:
+		s.Seen[i] = pos
+	}
+}
+
+// reached reports whether a disk on which p is applied has everything that the copy may contain.
+func (s *SyncState) reached(p *history.Path) bool {
+	behind := func(x history.Position) bool { return p.End < x.LSN }
+	return s.Copied && !behind(*s.Until) && !slices.ContainsFunc(s.Seen, behind)
+}
+
+// strange returns the first position the copy may contain changes of that is not on the history p; nil if there is none.
+func (s *SyncState) strange(p *history.Path) *history.Position {
+	for _, x := range append(slices.Clone(s.Seen), *s.Until) {
+		if !p.Contains(x) {
+			return &x
+		}
+	}
+	return nil
+}
+
+func (s *SyncState) valid() bool {
+	return s.Done >= 0 && s.Done%block.SectorSize == 0 && (!s.Copied || s.Until != nil)
 }
 
 // envelope guards the file against damage: the file system may return anything after a crash that ate its journal.
@@ -92,7 +146,8 @@ func decodeState(data []byte) (state, error) {
 	if st.Version != stateVersion {
 		return state{}, fmt.Errorf("version %d is not known here", st.Version)
 	}
-	if st.Size < 0 || st.Applied.End < 0 || st.DirtyEnd < st.Applied.End {
+	if st.Size < 0 || st.Size%block.SectorSize != 0 || st.Applied.End < 0 || st.Dirty.LSN < st.Applied.End ||
+		st.Sync != nil && !st.Sync.valid() {
 		return state{}, errors.New("damaged: impossible values")
 	}
 	return st, nil

@@ -20,8 +20,8 @@ type queue struct {
 	reqs    []*block.Request
 	spare   []*block.Request
 	writing bool
-	closed  bool
-	full    bool // the last append failed for want of space after waiting for it
+	shut    error // why nobody is let in; nil while this is the primary
+	full    bool  // the last append failed for want of space after waiting for it
 	idle    *sync.Cond
 	entries []translog.Entry // scratch of the writer
 	work    kick
@@ -33,26 +33,30 @@ const maxRounds = 16
 // Submit implements block.Submitter.
 func (v *Volume) Submit(reqs []*block.Request) {
 	if err := v.admit(); err != nil {
-		for _, r := range reqs {
-			r.Done(err)
-		}
+		failAll(reqs, err)
 		return
 	}
-	q := &v.queue
-	q.mu.Lock()
-	if q.closed {
-		q.mu.Unlock()
-		failAll(reqs, fmt.Errorf("volume: %w", block.ErrClosed))
+	lead, err := v.queue.push(reqs)
+	if err != nil {
+		failAll(reqs, err)
 		return
+	}
+	if lead {
+		v.drain(maxRounds)
+	}
+}
+
+// push queues the requests. lead: nobody is writing, so the caller must.
+func (q *queue) push(reqs []*block.Request) (lead bool, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.shut != nil {
+		return false, q.shut // the role has ended since the request was admitted: the log may have been closed by an end record
 	}
 	q.reqs = append(q.reqs, reqs...)
-	if q.writing {
-		q.mu.Unlock()
-		return
-	}
+	lead = !q.writing
 	q.writing = true
-	q.mu.Unlock()
-	v.drain(maxRounds)
+	return lead, nil
 }
 
 func failAll(reqs []*block.Request, err error) {
@@ -98,11 +102,20 @@ func (q *queue) recycle(batch []*block.Request) {
 	q.mu.Unlock()
 }
 
-// close fails everything that comes later and waits for the current writer.
-func (q *queue) close() {
+var errShut = fmt.Errorf("volume: %w", ErrNotPrimary)
+
+// letIn opens the queue.
+func (q *queue) letIn() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.closed = true
+	q.shut = nil
+}
+
+// stop fails everything that comes later with why and returns when all that was queued is written.
+func (q *queue) stop(why error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.shut = why
 	for q.writing {
 		q.idle.Wait()
 	}
@@ -125,9 +138,13 @@ func (v *Volume) admit() error {
 	limit := v.cfg.WritebackLimit
 	v.mu.Lock()
 	for {
-		if !v.writable {
+		if v.closed || !v.writable {
+			err := errShut
+			if v.closed {
+				err = errClosed
+			}
 			v.mu.Unlock()
-			return fmt.Errorf("volume: %w", ErrNotPrimary)
+			return err
 		}
 		backlog := int64(v.indexed.LSN - v.st.Applied.End)
 		if backlog < limit/2 {
@@ -169,7 +186,11 @@ func (v *Volume) entries(batch []*block.Request) ([]translog.Entry, map[*block.R
 	var bad map[*block.Request]error
 	size, stamp := v.Size(), v.cfg.Stamp()
 	for _, r := range batch {
-		if err := checkRequest(r, size); err != nil {
+		err := checkRequest(r, size)
+		if r.Op == opResize && err == nil {
+			r.Off, size = size, r.Len
+		}
+		if err != nil {
 			if bad == nil {
 				bad = make(map[*block.Request]error)
 			}
@@ -183,11 +204,21 @@ func (v *Volume) entries(batch []*block.Request) ([]translog.Entry, map[*block.R
 }
 
 func checkRequest(r *block.Request, size int64) error {
-	if r.Op == block.OpFlush || r.Op == opResize {
+	switch r.Op {
+	case block.OpFlush:
 		return nil
-	}
-	if r.Op == block.OpWrite && r.Len != int64(len(r.Data)) {
-		return fmt.Errorf("write of %d bytes with %d bytes of data: %w", r.Len, len(r.Data), block.ErrRange)
+	case opResize: // looked at here, since another one may have come before it
+		if r.Len < size {
+			return fmt.Errorf("cannot shrink from %d to %d bytes", size, r.Len)
+		}
+		return nil
+	case block.OpWrite:
+		if r.Len != int64(len(r.Data)) {
+			return fmt.Errorf("write of %d bytes with %d bytes of data: %w", r.Len, len(r.Data), block.ErrRange)
+		}
+	case block.OpDiscard, block.OpWriteZeroes:
+	default:
+		return fmt.Errorf("unknown block operation %d", r.Op)
 	}
 	return block.Check(r.Off, r.Len, size)
 }
@@ -296,8 +327,9 @@ func (v *Volume) complete(batch []*block.Request, c completion) {
 			r.Done(err)
 			continue
 		}
-		left -= records(r)
-		if left < 0 {
+		n := records(r)
+		left -= n
+		if n > 0 && left < 0 { // a flush is not the worse for the failure of a write beside it
 			r.Done(c.err)
 			continue
 		}

@@ -9,7 +9,7 @@
 // the state file says up to where the log must be replayed until the disk alone is consistent again.
 //
 // The package starts no goroutines. Its owner calls ApplyStep and SyncStep when Work and Waiters say so; a simulator does the same on
-// one goroutine. Lock order: applyMu before mu; neither is held across a call of Done.
+// one goroutine. Lock order: applyMu, logMu, mu; none is held across a call of Done.
 package volume
 
 import (
@@ -63,18 +63,24 @@ type Volume struct {
 	cfg Config
 	log *translog.Log
 
-	// applyMu serializes everything that writes to the disk or cuts the log: ApplyStep, the Sync* methods, TruncateTo.
+	// applyMu serializes everything that writes to the disk or cuts the log: ApplyStep, Copy, EndCopy, Heal, DropTail.
 	applyMu sync.Mutex
+	// logMu serializes everything that appends to the log or cuts it, except the writers of a tenure, which the queue serializes: they are
+	// there only between Activate and the end of stopWriting, which both hold it.
+	logMu sync.Mutex
 
 	mu        sync.Mutex
 	st        state // as it is; st.Applied may be ahead of the file
 	saved     history.LSN
 	size      int64
-	writable  bool
-	cur       *extent.Map // what was written since the freeze
-	frozen    *extent.Map // what is being applied
+	closed    bool
+	writable  bool               // writers are let in
+	tenure    bool               // there may be writers: from Activate until the last one that was let in has ended
+	opened    history.TimelineID // the timeline that Activate opened last
+	cur       *extent.Map        // what was written since the freeze
+	frozen    *extent.Map        // what is being applied
 	frozenEnd history.LSN
-	indexed   history.Position // cur holds everything below this
+	indexed   history.Position // cur and frozen hold everything from st.Applied up to here
 	applyErr  error            // why ApplyStep fails
 	defect    *translog.DefectError
 	endStamp  int64      // Lamport time of the last record in the log
@@ -106,6 +112,7 @@ func newVolume(cfg Config, st state) *Volume {
 	}
 	v := &Volume{cfg: cfg, st: st, saved: st.Applied.End, size: st.Size, cur: extent.New(), indexed: st.Applied.Position(), endStamp: st.AppliedStamp}
 	v.progress = sync.NewCond(&v.mu)
+	v.queue.shut = errShut
 	v.queue.work = make(kick, 1)
 	v.queue.idle = sync.NewCond(&v.queue.mu)
 	v.waiters.kick = make(kick, 1)
@@ -119,7 +126,7 @@ func Create(cfg Config, size int64) (*Volume, error) {
 
 // CreateJoining makes a replica that is to be filled by a sync from a source whose history is start. The log begins there.
 func CreateJoining(cfg Config, start history.Path, size int64) (*Volume, error) {
-	return create(cfg, state{Version: stateVersion, Size: size, Applied: start, DirtyEnd: start.End, Sync: &SyncState{}})
+	return create(cfg, state{Version: stateVersion, Size: size, Applied: start, Dirty: start.Position(), Sync: &SyncState{}})
 }
 
 func create(cfg Config, st state) (*Volume, error) {
@@ -169,7 +176,7 @@ func Open(cfg Config) (*Volume, error) {
 	}
 	v := newVolume(cfg, st)
 	lc := translog.Config{FS: cfg.FS, Dir: logDir(cfg), Resource: cfg.Resource, SegmentSize: cfg.SegmentSize, Reserve: cfg.Reserve}
-	v.log, _, err = translog.Open(lc, translog.Start{Path: st.Applied, Durable: max(st.Durable, st.DirtyEnd)}, v.sawRecord)
+	v.log, _, err = translog.Open(lc, translog.Start{Path: st.Applied, Durable: st.Durable, Own: st.Tenure}, v.sawRecord)
 	if errors.As(err, &v.defect) {
 		err = nil
 	}
@@ -192,16 +199,33 @@ func (v *Volume) sawRecord(r *translog.Record) {
 // Close ends the replica's use: writers and waiters fail with block.ErrClosed. What was applied is checkpointed if that is possible.
 func (v *Volume) Close() error {
 	v.mu.Lock()
-	v.writable = false
-	v.progress.Broadcast()
+	if v.closed {
+		v.mu.Unlock()
+		return nil
+	}
+	v.closed = true
 	v.mu.Unlock()
-	v.queue.close()
+	v.stopWriting(errClosed)
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	v.logMu.Lock()
+	defer v.logMu.Unlock()
 	err := v.checkpoint()
 	err = errors.Join(err, v.log.Close())
-	v.waiters.fail(fmt.Errorf("volume: %w", block.ErrClosed))
+	v.waiters.fail(errClosed)
 	return err
+}
+
+var errClosed = fmt.Errorf("volume: %w", block.ErrClosed)
+
+// checkOpen returns nil while the volume is not closed. Whoever asks holds applyMu or logMu, so that Close waits for him.
+func (v *Volume) checkOpen() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return errClosed
+	}
+	return nil
 }
 
 // Log returns the log, for reading and shipping.
@@ -229,18 +253,16 @@ type Status struct {
 
 // Status returns what is.
 func (v *Volume) Status() Status {
-	s := Status{Path: v.log.Path(), Durable: v.log.Durable(), LogErr: v.log.Err(), LogUsed: v.log.SpaceUsed(), LogFirst: v.log.First()}
-	s.LogFull = v.queue.isFull()
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	s.Applied, s.AppliedStamp, s.EndStamp = v.st.Applied.Position(), v.st.AppliedStamp, v.endStamp
-	s.KnownDurable = max(s.Durable, v.st.Durable, v.st.DirtyEnd)
-	s.Size, s.Writable, s.Defect, s.ApplyErr = v.size, v.writable, v.defect, v.applyErr
-	s.Consistent = v.st.Sync == nil && s.Path.End >= v.st.DirtyEnd
-	if v.st.Sync != nil {
-		c := *v.st.Sync
-		s.Sync = &c
-	}
+	st := v.st.clone()
+	s := Status{Applied: st.Applied.Position(), AppliedStamp: st.AppliedStamp, EndStamp: v.endStamp,
+		Size: v.size, Writable: v.writable, Defect: v.defect, ApplyErr: v.applyErr, Sync: st.Sync}
+	v.mu.Unlock()
+	// After the state, since that may only speak of what the log has.
+	s.Path, s.Durable, s.LogErr, s.LogUsed, s.LogFirst = v.log.Path(), v.log.Durable(), v.log.Err(), v.log.SpaceUsed(), v.log.First()
+	s.LogFull = v.queue.isFull()
+	s.KnownDurable = max(s.Durable, st.Durable)
+	s.Consistent = st.Sync == nil && st.recoverable(&s.Path) && (s.Defect == nil || s.Defect.At >= st.Dirty.LSN)
 	return s
 }
 
