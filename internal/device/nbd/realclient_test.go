@@ -23,13 +23,17 @@ const realSize = 16 << 20
 // need skips or fails the test when a program is missing.
 func need(t *testing.T, program string) {
 	t.Helper()
-	if _, err := exec.LookPath(program); err == nil {
-		return
+	if _, err := exec.LookPath(program); err != nil {
+		missing(t, program+" is not installed")
 	}
+}
+
+func missing(t *testing.T, reason string) {
+	t.Helper()
 	if os.Getenv("MARS_TEST_REQUIRE") == "all" {
-		t.Fatalf("%s is not installed, but MARS_TEST_REQUIRE=all", program)
+		t.Fatalf("%s, but MARS_TEST_REQUIRE=all", reason)
 	}
-	t.Skipf("SKIPPED: %s is not installed", program)
+	t.Skipf("SKIPPED: %s", reason)
 }
 
 // run runs a program and returns what it prints.
@@ -239,7 +243,7 @@ func TestFio(t *testing.T) {
 	t.Parallel()
 	need(t, "fio")
 	if out, err := exec.Command("fio", "--enghelp").Output(); err != nil || !strings.Contains(string(out), "nbd") {
-		t.Skip("SKIPPED: this fio has no nbd engine")
+		missing(t, "this fio has no nbd engine")
 	}
 	_, uri := export(t, nowaitDevice{newBatchDevice(realSize)})
 	run(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--bsrange=4k-128k", "--iodepth=32", "--size=16m",
