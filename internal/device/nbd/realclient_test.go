@@ -246,6 +246,6 @@ func TestFio(t *testing.T) {
 		missing(t, "this fio has no nbd engine")
 	}
 	_, uri := export(t, nowaitDevice{newBatchDevice(realSize)})
-	run(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--bsrange=4k-128k", "--iodepth=32", "--size=16m",
+	run(t, "fio", "--aux-path="+t.TempDir(), "--verify_state_save=0", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--bsrange=4k-128k", "--iodepth=32", "--size=16m",
 		"--loops=2", "--verify=crc32c", "--verify_fatal=1", "--fsync=50", "--trim_percentage=0")
 }
