@@ -65,7 +65,6 @@ type Config struct {
 	LogLevel     slog.Level
 	PrimaryWait  time.Duration // a restarted primary listens that long for its peers before it takes the role
 	StallTimeout time.Duration // without space for log, writes wait that long before they fail
-	AliveWindow  time.Duration // a peer that was not heard from for that long is not alive
 }
 
 // env is what the defaults depend on.
@@ -166,12 +165,11 @@ func defaults(e env) Config {
 		Device:              DeviceAuto,
 		LogReserveBytes:     256 << 20,
 		SegmentBytes:        64 << 20,
-		WritebackLimitBytes: 512 << 20,
+		WritebackLimitBytes: 1 << 30,
 		WriteCache:          true,
 		LogLevel:            slog.LevelInfo,
 		PrimaryWait:         5 * time.Second,
 		StallTimeout:        10 * time.Second,
-		AliveWindow:         10 * time.Second,
 	}
 }
 

@@ -45,8 +45,8 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		Dir: w.marsDir, Name: "node-a", Listen: "0.0.0.0:7777", Device: DeviceAuto, DevDir: filepath.Join(w.marsDir, "dev"),
-		LogReserveBytes: 256 << 20, SegmentBytes: 64 << 20, WritebackLimitBytes: 512 << 20, WriteCache: true,
-		LogLevel: slog.LevelInfo, PrimaryWait: 5 * time.Second, StallTimeout: 10 * time.Second, AliveWindow: 10 * time.Second,
+		LogReserveBytes: 256 << 20, SegmentBytes: 64 << 20, WritebackLimitBytes: 1 << 30, WriteCache: true,
+		LogLevel: slog.LevelInfo, PrimaryWait: 5 * time.Second, StallTimeout: 10 * time.Second,
 	}
 	if c != want {
 		t.Errorf("got  %+v\nwant %+v", c, want)
@@ -67,7 +67,6 @@ log_limit = "64GiB"
 segment_size = 33554432
 write_cache = "off"
 log_level = "debug"
-alive_window = "1m30s"
 `)
 	w.write(w.systemFile, `name = "from-etc"`)
 	c, err := load(w.env, Source{Set: map[string]string{"listen": "127.0.0.1:0", "write_cache": "on"}})
@@ -75,7 +74,7 @@ alive_window = "1m30s"
 		t.Fatal(err)
 	}
 	if c.File != file || c.Name != "from-file" || c.Listen != "127.0.0.1:0" || c.LogLimitBytes != 64<<30 || c.SegmentBytes != 32<<20 || !c.WriteCache ||
-		c.LogLevel != slog.LevelDebug || c.AliveWindow != 90*time.Second {
+		c.LogLevel != slog.LevelDebug {
 		t.Errorf("got %+v", c)
 	}
 }

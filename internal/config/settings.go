@@ -54,7 +54,6 @@ var settings = []setting{
 	},
 	durationSetting("primary_wait", "`TIME` that a restarted primary listens for its peers before it takes the role", func(c *Config) *time.Duration { return &c.PrimaryWait }, durations{0, time.Hour}),
 	durationSetting("stall_timeout", "`TIME` that writes wait for log space before they fail with ENOSPC", func(c *Config) *time.Duration { return &c.StallTimeout }, durations{0, 24 * time.Hour}),
-	durationSetting("alive_window", "`TIME` of silence after which a peer is not considered alive", func(c *Config) *time.Duration { return &c.AliveWindow }, durations{time.Second, time.Hour}),
 }
 
 func settingOf(key string) *setting {

@@ -51,6 +51,12 @@ type mover struct {
 	mu    sync.Mutex
 	err   string
 	retry time.Time
+
+	// owned by the mover's goroutine
+	applied time.Time   // end of the last ApplyStep that did something
+	end     history.LSN // of the log when last looked at
+	quiet   time.Time   // since when it has not moved
+	dirty   time.Time   // since when something is unapplied; zero if nothing is
 }
 
 func (m *mover) syncErr() string {
@@ -70,7 +76,9 @@ func (m *mover) setErr(err error) {
 
 // Intervals of the mover.
 const (
-	writebackEvery = time.Second // how old a change gets on the primary before it is written back
+	writebackAge   = 5 * time.Second        // how old a change gets on the primary before it is written back
+	writebackIdle  = 500 * time.Millisecond // without new writes it is written back at once
+	replayGap      = 20 * time.Millisecond  // between two windows on a secondary, so that they grow under load
 	retryAfter     = time.Second // after an error
 	housekeepEvery = time.Second
 	copyStep       = 64 << 20 // bytes of disk that a sync copies between two replays
@@ -96,28 +104,57 @@ func (rep *replica) move() {
 
 // moveOnce does one step. It returns nil when it should be called again at once, else how long to wait.
 func (rep *replica) moveOnce() *time.Duration {
-	long := time.Second
 	w := rep.wish.Load()
 	if w == nil || !w.plan.Replay {
-		return &long
+		return after(time.Second)
+	}
+	if w.in.Local.Writable && !rep.writebackDue() {
+		return after(writebackIdle / 2)
+	}
+	if !w.in.Local.Writable {
+		sleep(rep.ctx, time.Until(rep.mover.applied.Add(replayGap)))
 	}
 	worked, err := rep.vol.ApplyStep()
 	if err != nil {
 		rep.applyFailed(err)
-		d := retryAfter
-		return &d
+		return after(retryAfter)
 	}
 	if worked {
+		rep.mover.applied = time.Now()
 		rep.r.wake()
 	}
-	if w.plan.Sync != "" {
+	if s := rep.vol.Status().Sync; w.plan.Sync != "" && s != nil && !s.Copied {
 		return rep.copySome(w)
 	}
 	rep.endCopySession()
 	if worked {
 		return nil
 	}
-	return &long
+	return after(time.Second)
+}
+
+func after(d time.Duration) *time.Duration { return &d }
+
+// writebackDue decides when a primary writes back: when much is waiting, when it is old, or when the application is quiet. Until then what is
+// overwritten never reaches the disk, and the disk is free for reads.
+func (rep *replica) writebackDue() bool {
+	m, now := &rep.mover, time.Now()
+	if end := rep.vol.Log().End(); end != m.end {
+		m.end, m.quiet = end, now
+	}
+	waiting := rep.vol.Unapplied()
+	if waiting == 0 {
+		m.dirty = time.Time{}
+		return true // saves the checkpoint
+	}
+	if m.dirty.IsZero() {
+		m.dirty = now
+	}
+	due := waiting > rep.r.n.cfg.WritebackLimitBytes/4 || now.Sub(m.dirty) > writebackAge || now.Sub(m.quiet) > writebackIdle
+	if due {
+		m.dirty = now
+	}
+	return due
 }
 
 // applyFailed handles what replay cannot get over.
@@ -129,13 +166,11 @@ func (rep *replica) applyFailed(err error) {
 	rep.r.wake()
 }
 
-// idle waits for work. On a primary changes may grow a little old, so that overwritten versions are never written to the disk; a secondary
-// replays as soon as something is durable.
+// idle waits for work: on a primary for the backlog to become large, on a secondary for more durable log.
 func (rep *replica) idle(changed <-chan struct{}, d time.Duration) {
 	w := rep.wish.Load()
 	if w != nil && w.in.Local.Writable {
 		changed = nil
-		d = writebackEvery
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -160,8 +195,7 @@ func (rep *replica) kickIfIdle(w *wish) <-chan struct{} {
 func (rep *replica) copySome(w *wish) *time.Duration {
 	m := &rep.mover
 	if time.Now().Before(m.retry) {
-		d := time.Until(m.retry)
-		return &d
+		return after(time.Until(m.retry))
 	}
 	err := rep.copyStep(w.plan.Sync)
 	m.setErr(err)
@@ -176,8 +210,7 @@ func (rep *replica) copySome(w *wish) *time.Duration {
 	if errors.As(err, &ref) && ref.Code == fullsync.CodeDiverged {
 		rep.startOver(err)
 	}
-	d := retryAfter
-	return &d
+	return after(retryAfter)
 }
 
 func (rep *replica) copyStep(from string) error {
