@@ -79,7 +79,7 @@ const (
 	writebackAge   = 5 * time.Second        // how old a change gets on the primary before it is written back
 	writebackIdle  = 500 * time.Millisecond // without new writes it is written back at once
 	replayGap      = 20 * time.Millisecond  // between two windows on a secondary, so that they grow under load
-	retryAfter     = time.Second // after an error
+	retryAfter     = time.Second            // after an error
 	housekeepEvery = time.Second
 	copyStep       = 64 << 20 // bytes of disk that a sync copies between two replays
 )
