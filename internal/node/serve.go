@@ -89,6 +89,11 @@ func (n *Node) servable(id string, peer cluster.NodeInfo) (*replica, error) {
 	if !ok || e.members[peer.ID] == nil {
 		return nil, fmt.Errorf("node %s is no member of the resource, as far as %s knows", peer.Name, n.cfg.Name)
 	}
+	// Log is kept for members, and only for them. What other nodes have said may be in memory only: whoever gets something here must still be
+	// known as a member after a crash, else the log that it needs next would be deleted.
+	if err := n.cluster.Batch(nil); err != nil {
+		return nil, fmt.Errorf("remember that node %s is a member: %w", peer.Name, err)
+	}
 	r := n.runner(id)
 	if r == nil || r.volume() == nil {
 		return nil, fmt.Errorf("the replica on %s is not attached", n.cfg.Name)
