@@ -1,0 +1,73 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// Bounds of waiting. They are generous because a loaded machine must not make a test fail; a healthy run never gets near them.
+const (
+	patience  = 90 * time.Second // for anything to become true
+	commandly = 80 * time.Second // for one marsadm command
+	pollEvery = 25 * time.Millisecond
+)
+
+// bin holds the programs under test, built once per run.
+var bin struct{ dir, marsd, marsadm string }
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// The tests mostly wait: for time-outs, for disks, for each other's processes. So more of them run at once than there are processors.
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if err := build(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(bin.dir)
+	return m.Run()
+}
+
+func build() error {
+	dir, err := os.MkdirTemp("", "mars-e2e-bin-")
+	if err != nil {
+		return err
+	}
+	bin.dir, bin.marsd, bin.marsadm = dir, filepath.Join(dir, "marsd"), filepath.Join(dir, "marsadm")
+	args := []string{"build", "-o", dir + "/"}
+	env := os.Environ()
+	if os.Getenv("MARS_E2E_RACE") == "1" {
+		args = append(args, "-race")
+		env = append(env, "CGO_ENABLED=1")
+	}
+	cmd := exec.Command("go", append(args, "mars/cmd/marsd", "mars/cmd/marsadm")...)
+	cmd.Env = env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the programs under test: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// require skips the test, or fails it when skipping is not allowed.
+func require(t *testing.T, missing string) {
+	t.Helper()
+	if missing == "" {
+		return
+	}
+	if os.Getenv("MARS_TEST_REQUIRE") == "all" {
+		t.Fatalf("REQUIRED BUT MISSING: %s", missing)
+	}
+	t.Skipf("SKIPPED: %s", missing)
+}
