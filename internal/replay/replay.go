@@ -8,6 +8,7 @@ package replay
 
 import (
 	"fmt"
+	"sync"
 
 	"mars/internal/block"
 	"mars/internal/extent"
@@ -89,7 +90,9 @@ const maxWrite = 1 << 20
 
 // Write applies the window to disk. It does not flush.
 func (w *Window) Write(log *translog.Log, disk block.Device) error {
-	wr := writer{log: log, disk: disk}
+	buf := buffers.Get().(*[maxWrite]byte)
+	defer buffers.Put(buf)
+	wr := writer{log: log, disk: disk, buf: buf[:]}
 	var err error
 	w.ext.Each(func(e extent.Extent) bool {
 		err = wr.put(e)
@@ -100,6 +103,9 @@ func (w *Window) Write(log *translog.Log, disk block.Device) error {
 	}
 	return wr.flushRun()
 }
+
+// buffers of windows that are being written: there are as many as volumes that write at the same time.
+var buffers = sync.Pool{New: func() any { return new([maxWrite]byte) }}
 
 // writer merges neighbouring extents into one disk write.
 type writer struct {
@@ -132,9 +138,6 @@ func (wr *writer) put(e extent.Extent) error {
 
 // load appends as much of e as the buffer takes.
 func (wr *writer) load(e extent.Extent) (int64, error) {
-	if wr.buf == nil {
-		wr.buf = make([]byte, maxWrite)
-	}
 	if wr.n == 0 {
 		wr.off = e.Off
 	}
