@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"sync"
 	"time"
 
 	"mars/internal/control"
@@ -97,18 +98,32 @@ func (r *runner) lagSeconds(in resource.Input, now time.Time) float64 {
 	return max(0, now.Sub(time.Unix(0, known)).Seconds())
 }
 
-// rates estimates how fast things go on.
+// rates estimates how fast things go on. Everybody who looks at the status asks it, so it may be used concurrently, and it takes measure only
+// at distances that mean something, however often it is asked.
 type rates struct {
-	at      time.Time
-	done    map[string]int64
-	current map[string]float64
+	mu     sync.Mutex
+	gauges map[string]*gauge // by kind of progress
 }
+
+type gauge struct {
+	at   time.Time
+	done int64
+	rate float64
+}
+
+// Distances between two measurements; after a longer pause it begins anew.
+const (
+	rateLeast = 200 * time.Millisecond
+	rateMost  = 10 * time.Second
+)
 
 func (s *rates) progress(in resource.Input, lag int64, now time.Time) []control.Progress {
 	l := &in.Local
 	if !l.Open {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var out []control.Progress
 	if l.Sync != nil && !l.Sync.Copied {
 		out = append(out, s.one(control.ProgressSync, counted{l.Sync.Done, l.Size}, now))
@@ -124,22 +139,26 @@ func (s *rates) progress(in resource.Input, lag int64, now time.Time) []control.
 	if end > int64(l.Applied.LSN) && (!l.Writable || lag > 1<<20) {
 		out = append(out, s.one(kind, counted{int64(l.Applied.LSN), end}, now))
 	}
-	s.at = now
 	return out
 }
 
 type counted struct{ done, total int64 }
 
+// one needs mu.
 func (s *rates) one(kind string, c counted, now time.Time) control.Progress {
-	if s.done == nil {
-		s.done, s.current = map[string]int64{}, map[string]float64{}
+	g := s.gauges[kind]
+	if g == nil || now.Sub(g.at) > rateMost {
+		g = &gauge{at: now, done: c.done}
+		if s.gauges == nil {
+			s.gauges = map[string]*gauge{}
+		}
+		s.gauges[kind] = g
 	}
-	if dt := now.Sub(s.at).Seconds(); dt > 0 && dt < 10 && s.done[kind] > 0 {
-		rate := float64(c.done-s.done[kind]) / dt
-		s.current[kind] = 0.7*s.current[kind] + 0.3*max(0, rate)
+	if dt := now.Sub(g.at); dt >= rateLeast {
+		g.rate = 0.7*g.rate + 0.3*max(0, float64(c.done-g.done)/dt.Seconds())
+		g.at, g.done = now, c.done
 	}
-	s.done[kind] = c.done
-	p := control.Progress{Kind: kind, DoneBytes: c.done, TotalBytes: c.total, Rate: s.current[kind], RemainingSeconds: -1}
+	p := control.Progress{Kind: kind, DoneBytes: c.done, TotalBytes: c.total, Rate: g.rate, RemainingSeconds: -1}
 	if p.Rate > 1 {
 		p.RemainingSeconds = float64(c.total-c.done) / p.Rate
 	}
