@@ -1,7 +1,9 @@
 package loop
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"syscall"
 
@@ -29,18 +31,26 @@ func ProtectFromReclaim() []error {
 		errs = append(errs, err)
 	}
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
-		errs = append(errs, fmt.Errorf("protect from the OOM killer: %w", err))
+		errs = append(errs, fmt.Errorf("protect from the OOM killer: %w", namePrivilege(err)))
 	}
 	return errs
 }
 
 func setIOFlusher() error {
 	if err := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("become an I/O flusher: %w", err)
+		return fmt.Errorf("become an I/O flusher: %w", namePrivilege(err))
 	}
 	_, _, no := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0)
 	if no != 0 {
 		return fmt.Errorf("become an I/O flusher on all threads (one is): %w", no)
 	}
 	return nil
+}
+
+// namePrivilege says what is missing: root may lack it in a container.
+func namePrivilege(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w (it needs CAP_SYS_RESOURCE)", err)
+	}
+	return err
 }

@@ -4,10 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -74,12 +71,16 @@ func TestLink(t *testing.T) {
 	}
 }
 
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // Without udev the node of a loop device has to be made.
 func TestEnsureNode(t *testing.T) {
 	need(t)
 	free := loopDev(9000)
-	if _, err := os.Lstat(free.node()); err == nil {
-		skip(t, free.node()+" exists")
+	for ; exists(free.node()); free++ {
 	}
 	t.Cleanup(func() { _ = os.Remove(free.node()) }) // gone already when all is well
 	for range 2 {
@@ -93,41 +94,4 @@ func TestEnsureNode(t *testing.T) {
 	if err := free.ensureNode(); err == nil {
 		t.Error("a file was taken for a loop device")
 	}
-}
-
-// In a process of its own, because it changes the process for good.
-func TestProtectFromReclaim(t *testing.T) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "MARS_LOOP_HELPER=protect")
-	out, err := cmd.CombinedOutput()
-	if err == nil {
-		return
-	}
-	if ee, ok := errors.AsType[*exec.ExitError](err); ok && ee.ExitCode() == 3 {
-		skip(t, strings.TrimSpace(string(out)))
-	}
-	t.Errorf("%v: %s", err, out)
-}
-
-// helperProtect ends with 0 when all threads are protected, 3 when this machine or binary does not allow it.
-func helperProtect() int {
-	if errs := ProtectFromReclaim(); len(errs) > 0 {
-		fmt.Println(errors.Join(errs...))
-		return 3
-	}
-	const memallocNoIO = 0x80000 // PF_MEMALLOC_NOIO
-	stats, _ := filepath.Glob("/proc/self/task/*/stat")
-	for _, s := range stats {
-		b, err := os.ReadFile(s)
-		if err != nil {
-			continue // the thread has ended
-		}
-		_, rest, _ := strings.Cut(string(b), ") ")
-		flags, err := strconv.ParseUint(strings.Fields(rest)[6], 10, 64)
-		if err != nil || flags&memallocNoIO == 0 {
-			fmt.Println("not protected:", string(b), err)
-			return 1
-		}
-	}
-	return 0
 }
