@@ -18,17 +18,33 @@ import (
 // shipInterval is the least distance of log syncs that nobody but a fetching peer waits for: they cost the application bandwidth.
 const shipInterval = 2 * time.Millisecond
 
-// syncLog makes the log durable whenever somebody waits for it. It ends with rep.ctx.
+// syncLog makes the log durable: at once when somebody waits for it, else now and then. It ends with rep.ctx.
 func (rep *replica) syncLog() {
+	var last time.Time
 	for {
 		select {
 		case <-rep.ctx.Done():
 			return
 		case <-rep.vol.Waiters():
+		case <-rep.vol.Soon():
+			rep.holdSync(time.Until(last.Add(shipInterval)))
 		}
-		if rep.vol.SyncStep() == 0 {
-			sleep(rep.ctx, shipInterval)
-		}
+		rep.vol.SyncStep()
+		last = time.Now()
+	}
+}
+
+// holdSync waits for d unless somebody needs a sync now.
+func (rep *replica) holdSync(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-rep.ctx.Done():
+	case <-rep.vol.Waiters():
+	case <-t.C:
 	}
 }
 

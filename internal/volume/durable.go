@@ -14,7 +14,8 @@ type waiters struct {
 	mu     sync.Mutex
 	list   []waiter
 	closed error
-	kick   kick
+	kick   kick // somebody waits
+	soon   kick // nobody waits, but a member would like to fetch
 	wanted atomic.Int32 // sessions that want everything durable soon
 }
 
@@ -58,6 +59,9 @@ func (w *waiters) fail(err error) {
 // Waiters is signalled when SyncStep has something to do.
 func (v *Volume) Waiters() <-chan struct{} { return v.waiters.kick }
 
+// Soon is signalled when SyncStep should run before long although nobody waits: it may be put off by milliseconds, which makes it rarer.
+func (v *Volume) Soon() <-chan struct{} { return v.waiters.soon }
+
 // SyncStep makes everything logged so far durable and completes the requests that waited for it. It returns how many these were.
 func (v *Volume) SyncStep() int {
 	list := v.waiters.take()
@@ -75,7 +79,7 @@ func (v *Volume) SyncStep() int {
 // shipping needs it, since only durable bytes leave the node.
 func (v *Volume) WantDurable() (stop func()) {
 	v.waiters.wanted.Add(1)
-	v.waiters.kick.signal()
+	v.waiters.soon.signal()
 	return sync.OnceFunc(func() { v.waiters.wanted.Add(-1) })
 }
 

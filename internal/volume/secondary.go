@@ -27,7 +27,7 @@ func (v *Volume) Ingest(b []byte) error {
 	v.mu.Lock()
 	v.endStamp = h.Stamp
 	v.mu.Unlock()
-	v.waiters.kick.signal() // the sooner it is durable, the sooner it is replayed and passed on
+	v.waiters.soon.signal() // the sooner it is durable, the sooner it is replayed and passed on
 	return nil
 }
 

@@ -339,7 +339,10 @@ func (v *Volume) complete(batch []*block.Request, c completion) {
 		}
 		r.Done(nil)
 	}
-	if wait || v.waiters.wanted.Load() > 0 {
+	switch {
+	case wait:
 		v.waiters.kick.signal()
+	case v.waiters.wanted.Load() > 0:
+		v.waiters.soon.signal()
 	}
 }

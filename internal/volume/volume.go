@@ -116,6 +116,7 @@ func newVolume(cfg Config, st state) *Volume {
 	v.queue.work = make(kick, 1)
 	v.queue.idle = sync.NewCond(&v.queue.mu)
 	v.waiters.kick = make(kick, 1)
+	v.waiters.soon = make(kick, 1)
 	return v
 }
 
