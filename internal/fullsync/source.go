@@ -27,13 +27,20 @@ func ReadOpen(c Conn) (OpenRequest, error) {
 	if err != nil {
 		return OpenRequest{}, err
 	}
-	return decodeOpen(kind, payload)
+	if kind != frameOpen {
+		return OpenRequest{}, fmt.Errorf("sync session begins with frame %d instead of a request", kind)
+	}
+	return DecodeOpen(payload)
 }
 
-func decodeOpen(kind byte, payload []byte) (OpenRequest, error) {
+// maxOpen bounds the first frame, in bytes.
+const maxOpen = 4096
+
+// DecodeOpen decodes the first frame of a session.
+func DecodeOpen(payload []byte) (OpenRequest, error) {
 	var r OpenRequest
-	if kind != frameOpen || len(payload) > 4096 {
-		return r, fmt.Errorf("sync session begins with frame %d of %d bytes instead of a request", kind, len(payload))
+	if len(payload) > maxOpen {
+		return r, fmt.Errorf("sync request of %d bytes", len(payload))
 	}
 	if err := json.Unmarshal(payload, &r); err != nil {
 		return r, fmt.Errorf("sync request: %w", err)

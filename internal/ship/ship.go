@@ -79,15 +79,19 @@ func ReadRequest(c Conn) (Request, error) {
 	if err != nil {
 		return Request{}, err
 	}
-	return decodeRequest(kind, payload)
+	if kind != frameRequest {
+		return Request{}, fmt.Errorf("log session begins with frame %d instead of a request", kind)
+	}
+	return DecodeRequest(payload)
 }
 
 const maxRequest = 4096
 
-func decodeRequest(kind byte, payload []byte) (Request, error) {
+// DecodeRequest decodes the first frame of a session.
+func DecodeRequest(payload []byte) (Request, error) {
 	var r Request
-	if kind != frameRequest || len(payload) > maxRequest {
-		return r, fmt.Errorf("log session begins with frame %d of %d bytes instead of a request", kind, len(payload))
+	if len(payload) > maxRequest {
+		return r, fmt.Errorf("log request of %d bytes", len(payload))
 	}
 	if err := json.Unmarshal(payload, &r); err != nil {
 		return r, fmt.Errorf("log request: %w", err)

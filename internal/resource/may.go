@@ -1,0 +1,110 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+
+	"mars/internal/history"
+)
+
+// What the commands of an operator may do, decided from what is known here. The errors say what to do instead; nodes appear in them by their
+// ids.
+
+// MayBePrimary refuses what not even --force can make right.
+func MayBePrimary(in *Input) error {
+	l := &in.Local
+	switch {
+	case !in.Switches.Attach:
+		return errors.New("the replica is detached; attach it first")
+	case !l.Open && l.OpenErr != "":
+		return errors.New(l.OpenErr)
+	case l.Missing || l.Sync != nil:
+		return errors.New("the sync is not complete: the replica is inconsistent; wait for sync-off")
+	case !l.Open:
+		return errors.New("the replica is not attached yet")
+	case l.Defect != nil:
+		return fmt.Errorf("the log is defective: %w; invalidate it or use another replica", l.Defect)
+	case !l.Consistent:
+		return errors.New("the replica is inconsistent: log that must be replayed is missing")
+	}
+	return nil
+}
+
+// MayWish tells whether a planned handover to this node has a chance.
+func MayWish(in *Input) error {
+	if !in.Switches.Fetch || !in.Switches.Replay {
+		return errors.New("fetch or replay is paused; up first")
+	}
+	return HolderReachable(in)
+}
+
+// HolderReachable refuses early when the one who must pass the token cannot be asked.
+func HolderReachable(in *Input) error {
+	for _, p := range in.Peers {
+		if p.Facts != nil && p.Facts.Writable && !p.Alive {
+			return fmt.Errorf("node %s is primary and unreachable: wait for it, or fail over with --force, which loses what it has not shipped", p.Node)
+		}
+	}
+	h := in.Local.Path.Holder()
+	if p := in.peer(h); p != nil && !p.Alive && !laterHolder(in, h) {
+		return fmt.Errorf("node %s holds the right to write and is unreachable: wait for it, or fail over with --force, which loses what it has not shipped", h)
+	}
+	return nil
+}
+
+// laterHolder reports whether some live member's history goes on behind ours and names another holder.
+func laterHolder(in *Input, h string) bool {
+	for _, p := range in.Peers {
+		if p.Alive && p.Facts != nil && p.Facts.Path.Holder() != h && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// MayForce refuses a forced failover while the present primary can be reached and would hand over, unless fetch was switched off, which says
+// that the operator means it.
+func MayForce(in *Input) error {
+	for _, p := range in.Peers {
+		if p.Alive && p.Facts != nil && p.Facts.Writable && in.Switches.Fetch {
+			return fmt.Errorf("node %s is primary and reachable: no --force is needed; if a split brain is really wanted, pause-fetch first", p.Node)
+		}
+	}
+	return nil
+}
+
+// MayInvalidate refuses to throw away what cannot be filled anew.
+func MayInvalidate(in *Input) error {
+	switch {
+	case in.Local.Writable || in.Designated == in.Self:
+		return errors.New("this node is primary; only a secondary can be invalidated: make another node primary first")
+	case SyncSource(*in) == "":
+		return errors.New("no reachable member has a consistent replica to copy from; nothing was changed")
+	case !in.Local.Open && !in.Local.Missing:
+		return errors.New("the replica is detached; attach it first")
+	}
+	return nil
+}
+
+// MayLeave refuses what would leave the resource without anybody who may write.
+func MayLeave(in *Input) error {
+	switch l := &in.Local; {
+	case len(in.Peers) == 0:
+		return errors.New("this is the last replica; delete-resource deletes the resource")
+	case l.Writable || in.Designated == in.Self:
+		return errors.New("this node is primary; make another node primary first")
+	case l.Open && l.Sync == nil && l.Path.Holder() == in.Self && Decide(*in).Split == nil && !abandoned(in):
+		return errors.New("this node holds the right to write; make another node primary first")
+	}
+	return nil
+}
+
+// abandoned reports whether another member has gone on without us, so that the token here is worth nothing.
+func abandoned(in *Input) bool {
+	for _, p := range in.Peers {
+		if p.Facts != nil && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,176 @@
+package sim
+
+import (
+	"syscall"
+	"time"
+
+	"mars/internal/block/blocktest"
+	"mars/internal/vfs/crashfs"
+)
+
+// plagues starts every kind of fault that the swarm has.
+func (w *World) plagues() {
+	w.plague("kill", 15*time.Second, func(n *node) { w.strike(n, false) })
+	w.plague("power", 15*time.Second, func(n *node) { w.strike(n, true) })
+	w.plague("crash-at-op", 8*time.Second, func(n *node) {
+		if n.up {
+			n.power = chance(w.rng.fault, 2)
+			n.opsTo = 1 + w.rng.fault.IntN(60)
+			w.logf("fault: %s will die at an operation soon, power=%v", n.id, n.power)
+		}
+	})
+	w.plague("partition", 15*time.Second, w.isolate)
+	w.plague("oneway", 12*time.Second, func(n *node) { w.cutOne(n, w.nodes[w.rng.fault.IntN(len(w.nodes))]) })
+	w.plague("flap", 20*time.Second, w.flap)
+	w.plague("slow-net", 15*time.Second, w.slowNet)
+	w.plague("clock", 10*time.Second, w.moveClock)
+	w.plague("slow-disk", 15*time.Second, func(n *node) {
+		n.slow = between(w.rng.fault, time.Millisecond, 300*time.Millisecond)
+		w.logf("fault: operations of %s take %v", n.id, n.slow)
+		w.after(between(w.rng.fault, time.Second, 10*time.Second), func() { n.slow = 0 })
+	})
+	w.plague("disk-eio", 20*time.Second, w.failDisk)
+	w.plague("log-eio", 20*time.Second, w.failLog)
+	w.plague("bad-fsync", 25*time.Second, w.failSync)
+	w.plague("bit-rot", 30*time.Second, w.rot)
+	w.plague("log-full", 20*time.Second, w.fill)
+}
+
+// plague makes a fault strike some node about every so often, if the swarm has it.
+func (w *World) plague(feature string, every time.Duration, strike func(*node)) {
+	w.after(between(w.rng.fault, every/4, every*7/4), func() {
+		n := w.nodes[w.rng.fault.IntN(len(w.nodes))]
+		if w.phase == 1 && w.swarm[feature] {
+			strike(n)
+		}
+		if w.phase == 1 {
+			w.plague(feature, every, strike)
+		}
+	})
+}
+
+func (w *World) strike(n *node, power bool) {
+	if n.up {
+		n.strike(power)
+		n.die()
+	}
+}
+
+func (w *World) isolate(n *node) {
+	w.logf("fault: %s is cut off", n.id)
+	for _, o := range w.nodes {
+		w.net.setCut(w.net.line(n, o), true)
+		w.net.setCut(w.net.line(o, n), true)
+	}
+	w.after(between(w.rng.fault, time.Second, 30*time.Second), func() { w.rejoin(n) })
+}
+
+func (w *World) rejoin(n *node) {
+	w.logf("fault: %s is connected again", n.id)
+	for _, o := range w.nodes {
+		w.net.setCut(w.net.line(n, o), false)
+		w.net.setCut(w.net.line(o, n), false)
+	}
+}
+
+func (w *World) cutOne(a, b *node) {
+	l := w.net.line(a, b)
+	w.logf("fault: nothing comes from %s to %s", a.id, b.id)
+	w.net.setCut(l, true)
+	w.after(between(w.rng.fault, time.Second, 25*time.Second), func() { w.net.setCut(l, false) })
+}
+
+func (w *World) flap(n *node) {
+	w.logf("fault: the lines of %s flap", n.id)
+	for i := range 12 {
+		w.after(time.Duration(i)*between(w.rng.fault, 100*time.Millisecond, 2*time.Second), func() {
+			o := w.nodes[w.rng.fault.IntN(len(w.nodes))]
+			w.net.setCut(w.net.line(n, o), i%2 == 0)
+		})
+	}
+	w.after(25*time.Second, func() { w.rejoin(n) })
+}
+
+func (w *World) slowNet(n *node) {
+	o := w.nodes[w.rng.fault.IntN(len(w.nodes))]
+	l := w.net.line(n, o)
+	l.delay, l.bytes = between(w.rng.fault, 10*time.Millisecond, 2*time.Second), float64(1000+w.rng.fault.IntN(200_000))
+	w.logf("fault: from %s to %s it takes %v and %.0f bytes/s", n.id, o.id, l.delay, l.bytes)
+	w.after(between(w.rng.fault, time.Second, 20*time.Second), func() { l.repair(w) })
+}
+
+func (w *World) moveClock(n *node) {
+	d := between(w.rng.fault, -time.Hour, time.Hour)
+	if chance(w.rng.fault, 3) {
+		d = between(w.rng.fault, -3*time.Second, 3*time.Second)
+	}
+	n.skew += d
+	w.logf("fault: the clock of %s jumps by %v", n.id, d)
+}
+
+func (w *World) failDisk(n *node) {
+	i := w.rng.fault.IntN(len(w.resources))
+	kind := blocktest.OpKind(1 + w.rng.fault.IntN(5))
+	n.disks[i].Inject(blocktest.Fault{Skip: w.rng.fault.IntN(10), Err: syscall.EIO, Drop: true,
+		Match: func(o blocktest.Op) bool { return n.quiet == 0 && o.Kind == kind }})
+	w.logf("fault: a %v on the disk of %s/%s will fail", kind, n.id, w.resources[i].id)
+}
+
+func (w *World) failLog(n *node) {
+	kind := crashfs.OpKind(1 + w.rng.fault.IntN(16))
+	if kind == crashfs.OpSync || kind == crashfs.OpSyncData {
+		kind = crashfs.OpWrite
+	}
+	n.fs.Inject(crashfs.Fault{Skip: w.rng.fault.IntN(10), Err: syscall.EIO,
+		Match: func(o crashfs.Op) bool { return n.quiet == 0 && o.Kind == kind }})
+	w.logf("fault: a %v on the file system of %s will fail", kind, n.id)
+}
+
+// failSync makes a sync fail as on Linux: what could not be written counts as clean from now on.
+func (w *World) failSync(n *node) {
+	n.fs.Inject(crashfs.Fault{Skip: w.rng.fault.IntN(20), Err: syscall.EIO, Drop: true,
+		Match: func(o crashfs.Op) bool {
+			return n.quiet == 0 && (o.Kind == crashfs.OpSync || o.Kind == crashfs.OpSyncData)
+		}})
+	w.logf("fault: a sync on the file system of %s will fail", n.id)
+}
+
+// rot inverts some bytes of a log segment.
+func (w *World) rot(n *node) {
+	i := w.rng.fault.IntN(len(w.resources))
+	dir := dirOf(w.resources[i]) + "/log"
+	n.quiet++
+	defer func() { n.quiet-- }()
+	names, err := n.fs.ReadDir(dir)
+	if err != nil || len(names) == 0 || !n.up {
+		return
+	}
+	name := dir + "/" + names[w.rng.fault.IntN(len(names))]
+	f, err := n.fs.Open(name)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil || size == 0 {
+		return
+	}
+	at := w.rng.fault.Int64N(size)
+	n.damaged[i] = true
+	w.resources[i].truth.disown(n.id)
+	n.must[i].cut()
+	if err := n.fs.Corrupt(name, at, min(size-at, 1+w.rng.fault.Int64N(8))); err == nil {
+		w.logf("fault: bits rot on %s in %s at %d", n.id, name, at)
+	}
+}
+
+// fill leaves almost no room on the log file system for a while.
+func (w *World) fill(n *node) {
+	sp, err := n.fs.Space(".")
+	if err != nil {
+		return
+	}
+	n.fs.SetQuota(sp.Total - sp.Free + w.rng.fault.Int64N(200<<10))
+	w.logf("fault: the log file system of %s is almost full", n.id)
+	w.after(between(w.rng.fault, time.Second, 20*time.Second), func() { n.fs.SetQuota(1 << 40) })
+}
