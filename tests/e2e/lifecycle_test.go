@@ -169,7 +169,7 @@ func TestSwitches(t *testing.T) {
 	b.do("attach", res)
 	b.do("down", res)
 	b.do("up", res)
-	a.refuses([]string{"NBD client"}, "detach", res)
+	checkRefusal(t, "detach while the device is in use", a.admIn(shortly, "detach", res), "NBD client")
 	must := application.stops()
 	settle(res, a, b)
 	b.checkDisk(res, j, must)

@@ -14,6 +14,7 @@ import (
 const (
 	patience  = 90 * time.Second // for anything to become true
 	commandly = 80 * time.Second // for one marsadm command
+	shortly   = 2 * time.Second  // for a command that shall give up and say what it has waited for
 	pollEvery = 25 * time.Millisecond
 )
 

@@ -188,8 +188,8 @@ func (c *Client) Close() error {
 	c.send.Unlock()
 	err := c.conn.Close()
 	<-c.done
-	if sayErr != nil {
-		return nil // it was gone before: there was nothing left to close in an orderly way
+	if sayErr != nil || errors.Is(err, net.ErrClosed) {
+		return nil // the server was faster: nothing is left to be closed in an orderly way
 	}
 	return err
 }
