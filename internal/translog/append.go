@@ -137,14 +137,44 @@ func (b *batch) put(h *Header, payload []byte, sum uint32) {
 }
 
 // write puts the batch into the file and moves the end of the log.
-func (b *batch) write() error {
-	want := int(b.path.End - b.from)
-	n, err := b.seg.file.WritevAt(b.l.iov, b.seg.offset(b.from))
-	if err != nil || n != want {
-		return fmt.Errorf("write log %s at LSN %d: %w", b.seg.name, b.from, errOr(err, "short write"))
+func (b *batch) write() error { return b.l.put(b.seg, b.l.iov, b.path) }
+
+// put writes records from the end of the log up to that of p, and moves the end there.
+func (l *Log) put(s *segment, bufs [][]byte, p history.Path) error {
+	from := l.End()
+	want := int(p.End - from)
+	n, err := s.file.WritevAt(l.writeAhead(s, bufs, s.offset(p.End)), s.offset(from))
+	if n < want {
+		return fmt.Errorf("write log %s at LSN %d: %w", s.name, from, errOr(err, "short write"))
 	}
-	b.l.advance(b.seg, b.path)
+	l.advance(s, p)
 	return nil
+}
+
+// Constants of writeAhead, in bytes.
+const (
+	smallSync = 128 << 10
+	aheadStep = 1 << 20
+)
+
+var zeroes [aheadStep]byte
+
+// writeAhead adds zeroes up to the next boundary when the log is synced often in small steps. The first write to a reserved block changes the
+// file system's metadata, and a sync must wait for its journal then; the zeroes make that happen once per step instead of once per sync.
+// They are what the reserved space reads as anyhow.
+func (l *Log) writeAhead(s *segment, bufs [][]byte, end int64) [][]byte {
+	if end <= s.written {
+		return bufs
+	}
+	s.written = end
+	if l.perSync.Load() > smallSync {
+		return bufs
+	}
+	l.mu.Lock()
+	room := l.room // what is not reserved may not be there
+	l.mu.Unlock()
+	s.written = max(end, min((end+aheadStep-1)/aheadStep*aheadStep, room))
+	return append(bufs, zeroes[:s.written-end])
 }
 
 // advance publishes a new end of the log.
@@ -331,6 +361,7 @@ func (l *Log) syncRound() {
 		for _, s := range todo {
 			s.unlinked = false
 		}
+		l.perSync.Store((3*l.perSync.Load() + int64(max(0, target-l.durable))) / 4)
 		l.durable = max(l.durable, min(target, l.path.End))
 	}
 	l.synced.Broadcast()

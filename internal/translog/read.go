@@ -265,13 +265,10 @@ func (l *Log) storeRaw(b []byte, p history.Path) error {
 		return err
 	}
 	l.mu.Lock()
-	s, from := l.segs[len(l.segs)-1], l.path.End
+	s := l.segs[len(l.segs)-1]
 	l.mu.Unlock()
-	if n, err := s.file.WriteAt(b, s.offset(from)); err != nil || n != len(b) {
-		return fmt.Errorf("write log %s at LSN %d: %w", s.name, from, errOr(err, "short write"))
-	}
-	l.advance(s, p)
-	return nil
+	l.iov = append(l.iov[:0], b)
+	return l.put(s, l.iov, p)
 }
 
 // makeRawRoom opens a segment when there is none or the origin opened one here; the origin's segment size may differ from ours.

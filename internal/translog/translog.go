@@ -117,17 +117,19 @@ type Log struct {
 
 	hdrs    []byte // scratch of the writer
 	iov     [][]byte
-	sealing atomic.Bool // the next record opens a new segment
+	sealing atomic.Bool  // the next record opens a new segment
+	perSync atomic.Int64 // recent average of bytes per sync
 }
 
 type segment struct {
 	name     string
 	first    history.LSN
 	file     vfs.File
-	refs     int  // readers; the file is closed when it is dead and nobody reads
-	dead     bool // removed from the log
-	dirty    bool // has bytes that no SyncData covered
-	unlinked bool // its directory entry may not be durable
+	refs     int   // readers; the file is closed when it is dead and nobody reads
+	dead     bool  // removed from the log
+	dirty    bool  // has bytes that no SyncData covered
+	unlinked bool  // its directory entry may not be durable
+	written  int64 // file offset up to which something was written since it was opened; the writer's
 }
 
 func (s *segment) offset(lsn history.LSN) int64 { return segmentHeaderSize + int64(lsn-s.first) }
