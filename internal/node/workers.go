@@ -310,10 +310,11 @@ func (rep *replica) housekeep() {
 	if w == nil {
 		return
 	}
-	need := min(resource.LogNeeded(w.in), rep.vol.Checkpointed())
-	if !w.in.Local.Writable && rep.r.n.store.tight() {
-		need = rep.vol.Checkpointed() // the primary keeps what the others need
+	need := resource.LogNeeded(w.in)
+	if rep.r.n.store.tight() {
+		need = resource.LogNeededWhenTight(w.in)
 	}
+	need = min(need, rep.vol.Checkpointed())
 	if _, err := rep.vol.Log().DeleteBelow(need); err != nil {
 		rep.r.n.log.Warn("cannot delete old log", "res", rep.r.name(), "err", err)
 	}

@@ -445,21 +445,44 @@ func fetchSource(in *Input, ref *history.Path) string {
 // about to be filled from the beginning.
 func LogNeeded(in Input) history.LSN {
 	need := in.Local.Path.End
-	for _, x := range in.Peers {
-		if x.Facts == nil || len(x.Facts.Path.Timelines) == 0 {
-			return 0
-		}
-		r := history.Compare(&x.Facts.Path, &in.Local.Path)
-		switch {
-		case r.Unrelated:
-			continue // only a full sync helps it
-		case r.TailA > 0:
-			need = min(need, r.Fork.LSN)
-		default:
-			need = min(need, x.Facts.Durable)
+	for i := range in.Peers {
+		need = min(need, neededBy(&in, &in.Peers[i]))
+	}
+	return need
+}
+
+// LogNeededWhenTight is LogNeeded for a node that is short of space for logs. Who may have to ship the log to everybody - the primary, and who
+// is to be primary or could be - keeps what everybody needs; others keep only what those need.
+func LogNeededWhenTight(in Input) history.LSN {
+	if in.leads(in.Self, in.Local.Writable) {
+		return LogNeeded(in)
+	}
+	need := in.Local.Path.End
+	for i, x := range in.Peers {
+		if in.leads(x.Node, x.Facts != nil && x.Facts.Writable) {
+			need = min(need, neededBy(&in, &in.Peers[i]))
 		}
 	}
 	return need
+}
+
+// leads reports whether a node is, shall be or may become primary, as far as is known here.
+func (in *Input) leads(node string, writable bool) bool {
+	return writable || in.Designated == node || in.Local.Path.Holder() == node
+}
+
+func neededBy(in *Input, x *Peer) history.LSN {
+	if x.Facts == nil || len(x.Facts.Path.Timelines) == 0 {
+		return 0
+	}
+	r := history.Compare(&x.Facts.Path, &in.Local.Path)
+	switch {
+	case r.Unrelated:
+		return in.Local.Path.End // only a full sync helps it
+	case r.TailA > 0:
+		return r.Fork.LSN
+	}
+	return x.Facts.Durable
 }
 
 // SortPeers puts peers into the order that makes decisions reproducible.

@@ -1,12 +1,10 @@
 package sim
 
 import (
-	"errors"
 	"time"
 
 	"mars/internal/block"
 	"mars/internal/history"
-	"mars/internal/resource"
 	"mars/internal/vfs/crashfs"
 	"mars/internal/volume"
 )
@@ -157,6 +155,7 @@ func (w *World) clone(r *replica, power bool) volume.Config {
 			fs, disk = fs.CrashLosingAll(), disk.CrashLosingAll()
 		}
 	}
+	fs.SetQuota(1 << 40)
 	c := r.config()
 	c.FS, c.Disk, c.Reserve, c.Pause = fs, disk, nil, nil
 	c.Stamp = func() int64 { return 0 }
@@ -433,10 +432,6 @@ func (w *World) checkWaits(r *replica) {
 		return
 	}
 	if w.now-r.quietAt > silence {
-		w.failf("I11", "%s/%s is %s since %v and does not say why: %+v", r.n.id, r.res.id, unfulfilled, r.quietAt, plan{p})
+		w.failf("I11", "%s/%s is %s since %v and does not say why: %+v", r.n.id, r.res.id, unfulfilled, r.quietAt, *p)
 	}
 }
-
-type plan struct{ *resource.Plan }
-
-var _ = errors.Is

@@ -128,6 +128,7 @@ func (s *fetchSession) over(err error) {
 		return
 	}
 	f.sess = nil
+	before := f.err
 	f.err = ""
 	var ref *ship.Refusal
 	switch {
@@ -137,7 +138,9 @@ func (s *fetchSession) over(err error) {
 	case err != nil:
 		f.err = err.Error()
 	}
-	f.r.n.w.logf("%s/%s: fetch from %s: %v", f.r.n.id, f.r.res.id, s.node, err)
+	if f.err != before {
+		f.r.n.w.logf("%s/%s: fetch from %s: %v", f.r.n.id, f.r.res.id, s.node, err)
+	}
 	f.r.wake()
 	f.pausing = true
 	run := f.run

@@ -45,7 +45,7 @@ type replica struct {
 }
 
 func newReplica(n *node, res *simResource) *replica {
-	r := &replica{n: n, res: res, failedAt: -time.Hour, openedAt: -time.Hour}
+	r := &replica{n: n, res: res, failedAt: -time.Hour, openedAt: -time.Hour, quietAt: n.w.now}
 	r.disk = &simDisk{Disk: n.disks[res.index], r: r}
 	return r
 }

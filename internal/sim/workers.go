@@ -182,11 +182,11 @@ func (r *replica) housekeep() {
 	if r.in.Self == "" {
 		return
 	}
-	need := min(resource.LogNeeded(r.in), r.vol.Checkpointed())
-	tight := !r.in.Local.Writable && r.n.tight()
+	need, tight := resource.LogNeeded(r.in), r.n.tight()
 	if tight {
-		need = r.vol.Checkpointed()
+		need = resource.LogNeededWhenTight(r.in)
 	}
+	need = min(need, r.vol.Checkpointed())
 	if r.n.w.canary("delete-needed") {
 		need = r.vol.Checkpointed()
 	}
