@@ -14,8 +14,8 @@ type waiters struct {
 	mu     sync.Mutex
 	list   []waiter
 	closed error
-	kick   kick // somebody waits
-	soon   kick // nobody waits, but a member would like to fetch
+	kick   kick         // somebody waits
+	soon   kick         // nobody waits, but a member would like to fetch
 	wanted atomic.Int32 // sessions that want everything durable soon
 }
 

@@ -126,6 +126,11 @@ func (m *machine) do(r *block.Request) error {
 	done := make(chan error, 1)
 	r.Done = func(err error) { done <- err }
 	m.v.Submit([]*block.Request{r})
+	select {
+	case err := <-done:
+		return err
+	default:
+	}
 	m.v.SyncStep()
 	return <-done
 }

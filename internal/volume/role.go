@@ -182,5 +182,10 @@ func (v *Volume) Resize(size int64) error {
 	case size > v.cfg.Disk.Size():
 		return fmt.Errorf("size %d is more than the disk's %d bytes: %w", size, v.cfg.Disk.Size(), block.ErrNoSpace)
 	}
-	return v.call(&block.Request{Op: opResize, Off: old, Len: size, Flags: block.FUA})
+	return v.call(ResizeRequest(size, nil))
+}
+
+// ResizeRequest makes the request of a Resize for Submit. The caller has checked the size.
+func ResizeRequest(size int64, done func(error)) *block.Request {
+	return &block.Request{Op: opResize, Len: size, Flags: block.FUA, Done: done}
 }
