@@ -9,6 +9,9 @@ import (
 	"mars/internal/resource"
 )
 
+// writebackShown is the backlog in bytes from which on a primary's writeback is shown as something that goes on; below it is the normal case.
+const writebackShown = 128 << 20
+
 // publishEvery limits how often positions alone are published; changes of state go out at once.
 const publishEvery = 250 * time.Millisecond
 
@@ -136,7 +139,7 @@ func (s *rates) progress(in resource.Input, lag int64, now time.Time) []control.
 	if l.Writable {
 		kind = control.ProgressWriteBack
 	}
-	if end > int64(l.Applied.LSN) && (!l.Writable || lag > 1<<20) {
+	if end > int64(l.Applied.LSN) && (!l.Writable || lag > writebackShown) {
 		out = append(out, s.one(kind, counted{int64(l.Applied.LSN), end}, now))
 	}
 	return out
