@@ -34,7 +34,7 @@ func (c *conn) check(h *header) error {
 	if c.srv.cfg.ReadOnly && commands[h.cmd].op != 0 {
 		return block.ErrReadOnly
 	}
-	if h.cmd == cmdBlockStatus && !c.agreed.allocation {
+	if h.cmd == cmdBlockStatus && c.agreed.allocation != c.srv {
 		return errNoContext
 	}
 	return c.checkRange(h)

@@ -28,6 +28,7 @@ const (
 var (
 	errDisconnected = errors.New("client disconnected")
 	errStopped      = errors.New("server stopped")
+	errFull         = errors.New("export has as many connections as it may have")
 	errProtocol     = errors.New("client breaks the protocol")
 )
 
@@ -36,7 +37,7 @@ type agreed struct {
 	tls        bool
 	noZeroes   bool
 	structured bool
-	allocation bool // base:allocation is selected
+	allocation *Server // the export that base:allocation is selected for; nil: none
 }
 
 // conn is one connection. Its reader goroutine parses all requests that have been received, collects the modifications among them into a
@@ -44,7 +45,8 @@ type agreed struct {
 // depth one everything happens on one goroutine, and at larger depths the costs per batch - system calls, locks, log writes - are shared.
 // Reads that would wait for the device go to workers, replies that complete later to the writer goroutine.
 type conn struct {
-	srv    *Server
+	lobby  lobby
+	srv    *Server  // whose export is used; in a hub nil until the transmission phase. Set with srv.mu held
 	raw    net.Conn // as accepted
 	nc     net.Conn // what the protocol runs over: raw, or TLS over it
 	in     *input
@@ -64,8 +66,16 @@ type conn struct {
 	lone       bool // the newest request is the only one in flight
 }
 
+// newConn returns a connection to a server with its one export.
 func newConn(srv *Server, nc net.Conn) *conn {
-	c := &conn{srv: srv, raw: nc, nc: nc, in: newInput(nc)}
+	c := newVisitor(srv, nc)
+	c.srv = srv
+	return c
+}
+
+// newVisitor returns a connection that has yet to choose an export.
+func newVisitor(l lobby, nc net.Conn) *conn {
+	c := &conn{lobby: l, raw: nc, nc: nc, in: newInput(nc)}
 	c.replies = newReplies(c.lost, c.note)
 	return c
 }

@@ -1,6 +1,7 @@
 // Package nbd shows a block.Device to applications as an NBD export: over a Unix socket to the programs of this host (qemu, nbdkit tools,
-// the kernel's nbd driver), or over TCP, with TLS on request. The protocol document is doc/proto.md of the NetworkBlockDevice/nbd project;
-// spoken is the fixed newstyle handshake with structured replies and the meta context base:allocation.
+// the kernel's nbd driver), or over TCP. A Server has one export; a Hub serves many of them, chosen by name, over one listener. The protocol
+// document is doc/proto.md of the NetworkBlockDevice/nbd project; spoken is the fixed newstyle handshake with structured replies and the
+// meta context base:allocation.
 //
 // What it guarantees:
 //
@@ -12,5 +13,6 @@
 //   - No goroutine and no allocation per request on the hot path: see conn.
 //
 // What it does not do: no old style handshake, no extended headers, no resize notification (the protocol has none that clients
-// implement: new connections see the new size, old ones may use it). Who may connect is decided by the socket's mode or the TLS configuration.
+// implement: new connections see the new size, old ones may use it). Who may connect is decided by the socket's mode or the TLS
+// configuration, for all exports of a Hub alike; without TLS a Hub listens on loopback only, and there every user of this host may connect.
 package nbd

@@ -79,8 +79,10 @@ func listenPrivate(path string) (net.Listener, error) {
 func (f *FrontEnd) Path() string { return f.path }
 
 // Users names the clients in the transmission phase; one that merely asks what there is, is none.
-func (f *FrontEnd) Users() []string {
-	users := f.server.Clients()
+func (f *FrontEnd) Users() []string { return usersOf(f.server) }
+
+func usersOf(s *Server) []string {
+	users := s.Clients()
 	for i, u := range users {
 		users[i] = "NBD client " + u
 	}

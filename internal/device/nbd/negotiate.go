@@ -11,6 +11,8 @@ import (
 // maxOptionLen bounds the data of one option in bytes: names have at most 4 KiB, and nobody needs more than a few meta context queries.
 const maxOptionLen = 64 << 10
 
+const handshakeTimeout = 10 * time.Second
+
 // errAborted: the client ended the negotiation in order.
 var errAborted = errors.New("client aborted the negotiation")
 
@@ -78,7 +80,7 @@ func (c *conn) option(opt uint32, data []byte) (bool, error) {
 		_ = c.reply(opt, repAck, nil) // the client need not wait for it
 		return false, errAborted
 	}
-	if c.srv.cfg.TLSRequired && !c.agreed.tls && opt != optStartTLS {
+	if _, required := c.lobby.security(); required && !c.agreed.tls && opt != optStartTLS {
 		return false, c.refuseWithoutTLS(opt)
 	}
 	switch opt {
@@ -123,8 +125,9 @@ func appendOptReply(b []byte, opt, kind uint32, data []byte) []byte {
 // startTLS goes on over TLS, from the start: nothing that was said in the clear counts afterwards, neither options that were agreed upon nor
 // anything that somebody in between may have appended to the option.
 func (c *conn) startTLS(data []byte) error {
+	cfg, _ := c.lobby.security()
 	switch {
-	case c.srv.cfg.TLS == nil:
+	case cfg == nil:
 		return c.reply(optStartTLS, repErrUnsup, nil)
 	case c.agreed.tls || len(data) != 0:
 		return c.reply(optStartTLS, repErrInvalid, nil)
@@ -134,7 +137,7 @@ func (c *conn) startTLS(data []byte) error {
 	if err := c.reply(optStartTLS, repAck, nil); err != nil {
 		return err
 	}
-	nc := tls.Server(c.raw, c.srv.cfg.TLS)
+	nc := tls.Server(c.raw, cfg)
 	if err := nc.Handshake(); err != nil { // bounded by the deadline of the connection
 		return fmt.Errorf("TLS handshake: %w", err)
 	}

@@ -16,34 +16,32 @@ const (
 	preferredBlock = 4096
 )
 
-// exportFlags are the transmission flags of the export for this client.
-func (c *conn) exportFlags() uint16 {
+// exportFlags are the transmission flags of an export for this client.
+func (c *conn) exportFlags(s *Server) uint16 {
 	f := flagHasFlags | flagFlush | flagFUA | flagTrim | flagWriteZeroes | flagFastZero | flagCanMultiConn
 	if c.agreed.structured {
 		f |= flagDF // a read is always answered with one chunk
 	}
-	if c.srv.cfg.ReadOnly {
+	if s.cfg.ReadOnly {
 		f |= flagReadOnly
 	}
 	return f
 }
 
 // size is what the client gets to see: whole sectors.
-func (c *conn) size() uint64 { return uint64(c.srv.cfg.Dev.Size()) &^ (minBlock - 1) }
-
-// known says whether a client that asks for name means our export.
-func (c *conn) known(name string) bool { return name == "" || name == c.srv.cfg.Export }
+func (s *Server) size() uint64 { return uint64(s.cfg.Dev.Size()) &^ (minBlock - 1) }
 
 // exportName begins the transmission phase the old way, in which an error can only be told by closing the connection.
 func (c *conn) exportName(data []byte) error {
-	if !c.known(string(data)) {
+	s := c.lobby.find(string(data))
+	if s == nil {
 		return fmt.Errorf("no export %q: %w", data, errProtocol)
 	}
-	if err := c.srv.enter(c); err != nil {
+	if err := c.enter(s); err != nil {
 		return err
 	}
-	b := binary.BigEndian.AppendUint64(nil, c.size())
-	b = binary.BigEndian.AppendUint16(b, c.exportFlags())
+	b := binary.BigEndian.AppendUint64(nil, s.size())
+	b = binary.BigEndian.AppendUint16(b, c.exportFlags(s))
 	if !c.agreed.noZeroes {
 		b = append(b, make([]byte, 124)...)
 	}
@@ -57,26 +55,45 @@ func (c *conn) info(opt uint32, data []byte) (bool, error) {
 	if err != nil {
 		return false, c.reply(opt, repErrInvalid, nil)
 	}
-	if !c.known(req.name) {
+	s := c.lobby.find(req.name)
+	if s == nil {
 		return false, c.reply(opt, repErrUnknown, nil)
 	}
-	if opt == optGo && c.srv.enter(c) != nil {
-		return false, c.reply(opt, repErrShutdown, nil)
+	if opt == optGo {
+		if err := c.enter(s); err != nil {
+			return false, c.reply(opt, refusalOf(err), nil)
+		}
 	}
-	_, err = c.nc.Write(c.describe(opt, req.kinds))
+	_, err = c.nc.Write(c.describe(s, opt, req.kinds))
 	return opt == optGo, err
 }
 
+func (c *conn) enter(s *Server) error {
+	if err := s.enter(c); err != nil {
+		return err
+	}
+	c.lobby.entered(c)
+	return nil
+}
+
+// refusalOf says how the client is told that it cannot enter.
+func refusalOf(err error) uint32 {
+	if errors.Is(err, errFull) {
+		return repErrPolicy
+	}
+	return repErrShutdown
+}
+
 // describe returns the replies to a successful optInfo or optGo. The block sizes are always told: a client may not go below the minimum.
-func (c *conn) describe(opt uint32, kinds []uint16) []byte {
+func (c *conn) describe(s *Server, opt uint32, kinds []uint16) []byte {
 	export := binary.BigEndian.AppendUint16(nil, infoExport)
-	export = binary.BigEndian.AppendUint64(export, c.size())
-	export = binary.BigEndian.AppendUint16(export, c.exportFlags())
+	export = binary.BigEndian.AppendUint64(export, s.size())
+	export = binary.BigEndian.AppendUint16(export, c.exportFlags(s))
 	b := appendOptReply(nil, opt, repInfo, export)
 
 	if slices.Contains(kinds, infoName) {
 		name := binary.BigEndian.AppendUint16(nil, infoName)
-		b = appendOptReply(b, opt, repInfo, append(name, c.srv.cfg.Export...))
+		b = appendOptReply(b, opt, repInfo, append(name, s.cfg.Export...))
 	}
 	sizes := binary.BigEndian.AppendUint16(nil, infoBlockSize)
 	sizes = binary.BigEndian.AppendUint32(sizes, minBlock)
@@ -90,8 +107,11 @@ func (c *conn) list(data []byte) error {
 	if len(data) != 0 {
 		return c.reply(optList, repErrInvalid, nil)
 	}
-	entry := binary.BigEndian.AppendUint32(nil, uint32(len(c.srv.cfg.Export)))
-	b := appendOptReply(nil, optList, repServer, append(entry, c.srv.cfg.Export...))
+	var b []byte
+	for _, name := range c.lobby.exports() {
+		entry := binary.BigEndian.AppendUint32(nil, uint32(len(name)))
+		b = appendOptReply(b, optList, repServer, append(entry, name...))
+	}
 	_, err := c.nc.Write(appendOptReply(b, optList, repAck, nil))
 	return err
 }
@@ -107,18 +127,21 @@ func (c *conn) structuredReply(data []byte) error {
 // metaContext lists or selects meta contexts. Each selection replaces the one before, also one that fails.
 func (c *conn) metaContext(opt uint32, data []byte) error {
 	if opt == optSetMetaContext {
-		c.agreed.allocation = false
+		c.agreed.allocation = nil
 	}
 	req, err := parseMetaContext(data)
 	if err != nil || !c.agreed.structured {
 		return c.reply(opt, repErrInvalid, nil)
 	}
-	if !c.known(req.name) {
+	s := c.lobby.find(req.name)
+	if s == nil {
 		return c.reply(opt, repErrUnknown, nil)
 	}
 	var b []byte
-	if c.srv.mapper != nil && req.asksForAllocation(opt) {
-		c.agreed.allocation = c.agreed.allocation || opt == optSetMetaContext
+	if s.mapper != nil && req.asksForAllocation(opt) {
+		if opt == optSetMetaContext {
+			c.agreed.allocation = s
+		}
 		entry := binary.BigEndian.AppendUint32(nil, allocationID)
 		b = appendOptReply(b, opt, repMetaContext, append(entry, allocationContext...))
 	}

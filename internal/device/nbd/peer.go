@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -15,6 +16,24 @@ func peerName(nc net.Conn) string {
 		return unixPeerName(u)
 	}
 	return nc.RemoteAddr().String()
+}
+
+// maxSubject bounds in bytes what is shown of the name in a certificate.
+const maxSubject = 64
+
+// peer names the other end; with the name in its certificate if it has shown one: "192.0.2.7:54321 (host7)".
+func (c *conn) peer() string {
+	name := peerName(c.raw)
+	over, ok := c.nc.(*tls.Conn)
+	if !ok {
+		return name
+	}
+	chain := over.ConnectionState().PeerCertificates
+	if len(chain) == 0 || chain[0].Subject.CommonName == "" {
+		return name
+	}
+	subject := chain[0].Subject.CommonName
+	return fmt.Sprintf("%s (%s)", name, printable(subject[:min(len(subject), maxSubject)]))
 }
 
 func unixPeerName(u *net.UnixConn) string {

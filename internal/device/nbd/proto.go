@@ -52,6 +52,7 @@ const (
 	repMetaContext uint32 = 4
 
 	repErrUnsup    uint32 = 1<<31 + 1
+	repErrPolicy   uint32 = 1<<31 + 2
 	repErrInvalid  uint32 = 1<<31 + 3
 	repErrTLSReqd  uint32 = 1<<31 + 5
 	repErrUnknown  uint32 = 1<<31 + 6

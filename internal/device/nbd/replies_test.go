@@ -2,8 +2,11 @@ package nbd
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 	"time"
+
+	"mars/internal/block"
 )
 
 // TestWhoFlushes: a completion wakes the writer goroutine only when nobody else is about to send its reply.
@@ -45,5 +48,32 @@ func TestKillEndsWaiting(t *testing.T) {
 	c.replies.kill()
 	if <-awaited {
 		t.Error("await says that nothing is in flight")
+	}
+}
+
+func TestNeighboursOfTheSameStateAreToldAsOne(t *testing.T) {
+	t.Parallel()
+	data, hole := func(n int64) block.Extent { return block.Extent{Len: n} }, func(n int64) block.Extent { return block.Extent{Len: n, Hole: true} }
+	for _, tt := range []struct {
+		name    string
+		extents []block.Extent
+		rest    int64
+		want    []uint32
+	}{
+		{"none", nil, 512, nil},
+		{"one", []block.Extent{data(512)}, 512, []uint32{512, 0}},
+		{"different ones", []block.Extent{data(512), hole(1024)}, 4096, []uint32{512, 0, 1024, 3}},
+		{"equal ones", []block.Extent{hole(512), hole(512), data(1), data(2), data(3), hole(512)}, 4096, []uint32{1024, 3, 6, 0, 512, 3}},
+		{"empty ones", []block.Extent{data(0), hole(512), data(0), hole(512)}, 4096, []uint32{1024, 3}},
+		{"more than asked for", []block.Extent{hole(512), hole(512), data(512)}, 700, []uint32{700, 3}},
+		{"nearly 4 GiB", []block.Extent{data(1 << 31), data(1 << 40)}, 1<<32 - 512, []uint32{1<<32 - 512, 0}},
+	} {
+		var want []byte
+		for _, w := range tt.want {
+			want = binary.BigEndian.AppendUint32(want, w)
+		}
+		if got := appendExtents(nil, tt.extents, tt.rest); !bytes.Equal(got, want) {
+			t.Errorf("%s: %x, want %x", tt.name, got, want)
+		}
 	}
 }

@@ -153,21 +153,32 @@ func (r *request) blockStatus() error {
 		return err
 	}
 	data := binary.BigEndian.AppendUint32(r.payload.data[:0], allocationID)
-	rest := r.Len
-	for _, e := range extents[:min(len(extents), limit)] {
-		n := min(e.Len, rest)
-		if n <= 0 {
-			break
-		}
-		data = binary.BigEndian.AppendUint32(data, uint32(n))
-		data = binary.BigEndian.AppendUint32(data, stateOf(e))
-		rest -= n
-	}
-	if rest == r.Len {
+	data = appendExtents(data, extents[:min(len(extents), limit)], r.Len)
+	if len(data) == 4 {
 		return errNoExtents
 	}
 	r.payload.data = data
 	return nil
+}
+
+// appendExtents appends the descriptors of extents as far as they concern the first rest bytes. The protocol wants neighbours of the same
+// state told as one; devices need not care.
+func appendExtents(b []byte, extents []block.Extent, rest int64) []byte {
+	first := len(b)
+	for _, e := range extents {
+		n := uint32(max(min(e.Len, rest), 0))
+		rest -= int64(n)
+		last := len(b) - 8
+		switch {
+		case n == 0:
+		case last >= first && binary.BigEndian.Uint32(b[last+4:]) == stateOf(e):
+			binary.BigEndian.PutUint32(b[last:], binary.BigEndian.Uint32(b[last:])+n)
+		default:
+			b = binary.BigEndian.AppendUint32(b, n)
+			b = binary.BigEndian.AppendUint32(b, stateOf(e))
+		}
+	}
+	return b
 }
 
 func stateOf(e block.Extent) uint32 {

@@ -3,7 +3,6 @@ package nbd
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"mars/internal/block"
@@ -26,13 +24,8 @@ const (
 	DefaultStallTimeout = time.Minute
 )
 
-const (
-	handshakeTimeout = 10 * time.Second
-	// acceptPause is how long to wait when the host has run out of something that a new connection needs.
-	acceptPause = 200 * time.Millisecond
-	// roomCheck is how often a connection that waits for memory looks for others that have stalled.
-	roomCheck = time.Second
-)
+// roomCheck is how often a connection that waits for memory looks for others that have stalled.
+const roomCheck = time.Second
 
 // Config says what a Server exports, and its limits. A limit of 0 means the default.
 type Config struct {
@@ -41,6 +34,7 @@ type Config struct {
 	ReadOnly bool         // refuse modifications
 	Log      *slog.Logger // nil: silent
 
+	// How clients of Serve's listeners are spoken to; a Hub has its own.
 	TLS         *tls.Config // nil: no TLS
 	TLSRequired bool        // refuse everything but STARTTLS before TLS is up; needs TLS
 
@@ -55,6 +49,7 @@ func (cfg *Config) setDefaults() {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.Log = cfg.Log.With("export", cfg.Export)
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = DefaultMaxConns
 	}
@@ -108,21 +103,8 @@ func (s *Server) Serve(l net.Listener) error {
 	if !s.addListener(l) {
 		return l.Close()
 	}
-	for {
-		nc, err := l.Accept()
-		if err == nil {
-			s.start(nc)
-			continue
-		}
-		if s.stopped() {
-			return nil
-		}
-		if !isShortage(err) {
-			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
-		}
-		s.cfg.Log.Warn("NBD connection not accepted", "err", err)
-		s.sleep(acceptPause)
-	}
+	d := door{log: s.cfg.Log, stop: s.stop, start: s.start}
+	return d.accept(l)
 }
 
 func (s *Server) addListener(l net.Listener) bool {
@@ -132,34 +114,6 @@ func (s *Server) addListener(l net.Listener) bool {
 		s.mu.listeners[l] = struct{}{}
 	}
 	return !s.mu.closed
-}
-
-// isShortage says that an Accept failed for want of something that will be there again.
-func isShortage(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *Server) stopped() bool {
-	select {
-	case <-s.stop:
-		return true
-	default:
-		return false
-	}
-}
-
-func (s *Server) sleep(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-s.stop:
-	}
 }
 
 // start serves one connection on a goroutine of its own, or closes it when there may not be another one.
@@ -182,8 +136,10 @@ func (s *Server) tryStart(nc net.Conn) bool {
 	return true
 }
 
-func (s *Server) run(c *conn) {
-	err := c.run()
+func (s *Server) run(c *conn) { s.leave(c, c.run()) }
+
+// leave ends the connection's being one of ours; err is how it ended.
+func (s *Server) leave(c *conn, err error) {
 	s.mu.Lock()
 	user := c.user
 	delete(s.mu.conns, c)
@@ -195,18 +151,39 @@ func (s *Server) run(c *conn) {
 	s.cfg.Log.Info("NBD client left", "client", user, "err", err)
 }
 
-// enter makes the connection a user of the device; it fails when the server has been closed.
+// enter makes the connection a user of the device. It fails with errStopped when the server has been closed, and with errFull when a
+// connection from a hub finds no place.
 func (s *Server) enter(c *conn) error {
-	user := peerName(c.raw)
-	s.mu.Lock()
-	if s.mu.closed {
-		s.mu.Unlock()
-		return errStopped
+	user := c.peer()
+	if err := s.admit(c, user); err != nil {
+		return err
 	}
-	c.user = user
-	s.mu.Unlock()
 	s.cfg.Log.Info("NBD client came", "client", user, "tls", c.agreed.tls)
 	return nil
+}
+
+func (s *Server) admit(c *conn, user string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return errStopped
+	}
+	if c.srv == nil {
+		if len(s.mu.conns) >= s.cfg.MaxConns {
+			return errFull
+		}
+		s.mu.conns[c] = struct{}{}
+		s.wg.Add(1) // until release
+		c.srv = s
+	}
+	c.user = user
+	return nil
+}
+
+// release is leave for a connection that a hub runs.
+func (s *Server) release(c *conn, err error) {
+	defer s.wg.Done()
+	s.leave(c, err)
 }
 
 // Clients names the clients in the transmission phase, sorted, each once. A client that has gone counts until its requests have ended.
