@@ -233,17 +233,22 @@ func TestResizes(t *testing.T) {
 	junk := make([]byte, testDisk-testSize)
 	fill(junk, 77, testSize)
 	must(t, a.disk.WriteAt(junk, testSize, 0))
-	var errs [3]error
+	p := make([]byte, sector)
+	fill(p, 1, testSize)
+	a.log = append(a.log, change{testSize, sector, false})
+	var errs [4]error
 	reqs := []*block.Request{
 		{Op: opResize, Off: testSize, Len: testSize + 8*sector},
 		{Op: opResize, Off: testSize, Len: testSize + 4*sector},
-		{Op: opResize, Off: testSize, Len: testSize + 16*sector},
+		{Op: block.OpWrite, Off: testSize, Len: sector, Data: p},
+		{Op: opResize, Off: testSize, Len: testSize + 16*sector}, // asked for before the first one was done
 	}
 	for i, r := range reqs {
 		r.Done = func(err error) { errs[i] = err }
 	}
 	a.v.Submit(reqs)
-	if errs[0] != nil || errs[1] == nil || errs[2] != nil || a.v.Size() != testSize+16*sector {
+	a.v.SyncStep()
+	if errs[0] != nil || errs[1] == nil || errs[2] != nil || errs[3] != nil || a.v.Size() != testSize+16*sector {
 		t.Fatalf("%v, size %d", errs, a.v.Size())
 	}
 	must(t, errors.Join(a.check(), a.drain(), a.check(), a.v.Close()))
