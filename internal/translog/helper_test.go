@@ -27,13 +27,16 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// seedsOf returns the seeds to run: MARS_TEST_SEED alone, or n from 0 on.
+// seedsOf returns the seeds to run: MARS_TEST_SEED alone, or n from 0 on, MARS_TEST_MORE times as many.
 func seedsOf(t *testing.T, n uint64) []uint64 {
 	t.Helper()
 	if s := os.Getenv("MARS_TEST_SEED"); s != "" {
 		seed, err := strconv.ParseUint(s, 10, 64)
 		must(t, err)
 		return []uint64{seed}
+	}
+	if more, err := strconv.ParseUint(os.Getenv("MARS_TEST_MORE"), 10, 64); err == nil {
+		n *= more
 	}
 	var list []uint64
 	for seed := range n {

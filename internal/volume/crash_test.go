@@ -84,7 +84,7 @@ func (a *app) life(n int) error {
 
 // TestLife is what the crash tests do, without a crash.
 func TestLife(t *testing.T) {
-	for _, seed := range seedsOf(t, 100) {
+	for _, seed := range seedsOf(t, 40) {
 		a := newApp(seed)
 		if err := errors.Join(a.life(120)); err != nil {
 			t.Fatalf("%v\n%s", err, rerun(t, seed))
@@ -101,7 +101,7 @@ func TestLife(t *testing.T) {
 // TestCrashAnywhere stops a life at every single operation of file system and disk, ends the process in every way, and lets recovery be
 // interrupted in the same manner.
 func TestCrashAnywhere(t *testing.T) {
-	for _, seed := range seedsOf(t, 4) {
+	for _, seed := range seedsOf(t, 1) {
 		for k := 0; ; k++ {
 			a := newApp(seed)
 			a.stopAt(k)

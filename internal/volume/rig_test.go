@@ -21,7 +21,7 @@ const (
 	testDisk = 96 * sector // its disk is larger, so that it can grow
 )
 
-// seedsOf returns the seeds to run: MARS_TEST_SEED alone, or n from 0 on.
+// seedsOf returns the seeds to run: MARS_TEST_SEED alone, or n from 0 on, MARS_TEST_MORE times as many.
 func seedsOf(t *testing.T, n uint64) []uint64 {
 	t.Helper()
 	if s := os.Getenv("MARS_TEST_SEED"); s != "" {
@@ -30,6 +30,9 @@ func seedsOf(t *testing.T, n uint64) []uint64 {
 			t.Fatal(err)
 		}
 		return []uint64{seed}
+	}
+	if more, err := strconv.ParseUint(os.Getenv("MARS_TEST_MORE"), 10, 64); err == nil {
+		n *= more
 	}
 	var list []uint64
 	for seed := range n {
@@ -50,6 +53,7 @@ type machine struct {
 	cfg   Config
 	v     *Volume
 	stamp *int64
+	lie   liar
 }
 
 func newMachine(change ...func(*Config)) *machine {
@@ -63,10 +67,10 @@ func newMachine(change ...func(*Config)) *machine {
 	return m
 }
 
-func (m *machine) wire() { m.cfg.FS, m.cfg.Disk = m.fs, m.disk }
+func (m *machine) wire() { m.cfg.FS, m.cfg.Disk = m.lie.fs(m.fs), m.lie.disk(m.disk) }
 
 func (m *machine) clone() *machine {
-	c := &machine{fs: m.fs.Clone(), disk: m.disk.Clone(), cfg: m.cfg, stamp: new(int64)}
+	c := &machine{fs: m.fs.Clone(), disk: m.disk.Clone(), cfg: m.cfg, stamp: new(int64), lie: m.lie}
 	*c.stamp = *m.stamp
 	c.cfg.Stamp = func() int64 { *c.stamp++; return *c.stamp }
 	c.wire()

@@ -383,3 +383,67 @@ func TestDamageWhileRunning(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestOneTokenAnywhere: however a handover is interrupted, afterwards exactly one of the two may go on without force.
+func TestOneTokenAnywhere(t *testing.T) {
+	passed, kept := 0, 0
+	for k := 0; ; k++ {
+		a := newPrimary(t, 1)
+		b := follower(t, a.v)
+		a.writeSome(t, 3)
+		must(t, a.modify())
+		a.stopAt(k)
+		err := a.v.Deactivate("b")
+		for o := range outcomes {
+			x := &app{machine: a.clone(), model: a.model, tl: 50}
+			y := b.clone()
+			x.end(o, rand.New(rand.NewPCG(uint64(k), 3)))
+			x.v = must1(Open(x.cfg))(t)
+			y.end(killed, nil)
+			y.v = must1(Open(y.cfg))(t)
+			must(t, shipTo(y.v, x.v, x.v.Log().Durable()))
+			errA, errB := x.v.Activate("a", timeline(60)), y.v.Activate("b", timeline(61))
+			if (errA == nil) == (errB == nil) {
+				t.Fatalf("stopped at operation %d, %v: a: %v, b: %v", k, o, errA, errB)
+			}
+			if err == nil && errB != nil {
+				t.Fatalf("%v: the token was passed on but came back", o)
+			}
+			if errB == nil {
+				passed++
+			} else {
+				kept++
+			}
+		}
+		if err == nil {
+			break
+		}
+	}
+	if passed == 0 || kept == 0 {
+		t.Errorf("passed %d times, kept %d times", passed, kept)
+	}
+}
+
+// TestHealAnywhere: stopped anywhere, healing can be repeated, and what was cut off is fetched again.
+func TestHealAnywhere(t *testing.T) {
+	for k := 0; ; k++ {
+		a := newPrimary(t, 1)
+		b, ends := interrupted(t, a)
+		b.stopAt(k)
+		err := b.v.Heal()
+		for o := range outcomes {
+			c := b.clone()
+			c.end(o, rand.New(rand.NewPCG(uint64(k), 4)))
+			c.v = must1(Open(c.cfg))(t)
+			if c.v.Status().Consistent {
+				t.Fatalf("stopped at operation %d, %v: claims to be consistent", k, o)
+			}
+			must(t, c.v.Heal())
+			must(t, errors.Join(shipTo(c.v, a.v, ends[5].LSN), c.drain()))
+			wantImage(t, a, c)
+		}
+		if err == nil {
+			return
+		}
+	}
+}
