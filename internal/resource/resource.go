@@ -133,12 +133,13 @@ func Decide(in Input) Plan {
 }
 
 func detached(in *Input) Plan {
-	if in.Local.Writable {
+	switch {
+	case in.Local.Writable:
 		p := Plan{Role: RoleStop}
-		if len(in.Local.Users) > 0 {
-			p.WaitsFor = "the device to be closed: " + in.Local.Users[0]
-		}
+		p.busy(in)
 		return p
+	case in.Designated == in.Self:
+		return Plan{WaitsFor: "attach"}
 	}
 	return Plan{}
 }
@@ -331,21 +332,18 @@ func decideSync(in *Input, p *Plan) {
 	}
 }
 
-// decideHeal: bytes of our own log are damaged. Somebody else may have them.
+// decideHeal: bytes of our own log are damaged. Somebody else may have them. What is behind the damage is given up only when a live member is
+// known to have all that was ever durable here; else a copy that is merely longer than the intact part could cost what nobody else has.
 func decideHeal(in *Input, p *Plan) {
-	own := in.Local.Path.Holder() == in.Self
 	for _, x := range in.Peers {
-		if !x.Alive || x.Facts == nil || forked(&in.Local.Path, &x.Facts.Path) || x.Facts.Durable <= in.Local.Defect.At {
+		if !x.Alive || x.Facts == nil || forked(&in.Local.Path, &x.Facts.Path) || x.Facts.Durable < in.Local.KnownDurable {
 			continue
 		}
-		// If we are the origin, a shorter copy would silently lose what was acknowledged here.
-		if !own || x.Facts.Durable >= in.Local.KnownDurable {
-			p.Heal = in.Switches.Fetch
-			if !p.Heal {
-				p.WaitsFor = "resume-fetch to repair the log"
-			}
-			return
+		p.Heal = in.Switches.Fetch
+		if !p.Heal {
+			p.WaitsFor = "resume-fetch to repair the log"
 		}
+		return
 	}
 	p.WaitsFor = "a member that has the damaged part of the log"
 }

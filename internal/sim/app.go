@@ -155,8 +155,8 @@ func (a *app) expect(r *replica, q *block.Request) {
 
 // read compares what the device returns with what was written.
 func (a *app) read(r *replica) {
-	if r.vol == nil || r.n.dying || !r.vol.Status().Writable {
-		return
+	if r.vol == nil || r.n.dying || r.pausing || !r.vol.Status().Writable {
+		return // in the middle of a write either content would be right
 	}
 	rng := a.w.rng.app
 	sectors := r.vol.Size() / block.SectorSize

@@ -281,9 +281,11 @@ func (w *World) checkSent(r *replica, sent history.LSN) {
 // beforeDeath notes how a node dies.
 func (w *World) beforeDeath(n *node) {
 	for i := range n.must {
-		if n.must[i].death = 1; n.power {
-			n.must[i].death = 2
+		death := 1
+		if n.power {
+			death = 2
 		}
+		n.must[i].death = max(n.must[i].death, death)
 	}
 }
 
@@ -291,7 +293,7 @@ func (w *World) beforeDeath(n *node) {
 func (w *World) beforeClose(r *replica) {
 	w.learn(r)
 	p := &r.n.must[r.res.index]
-	p.death = 1
+	p.death = max(p.death, 1)
 }
 
 // afterOpen compares what came back with what must have.

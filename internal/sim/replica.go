@@ -31,6 +31,7 @@ type replica struct {
 	seenMeta uint64
 	shown    bool // the device is there
 	failedAt time.Duration
+	said     string
 
 	join    *joining
 	mover   mover
@@ -38,6 +39,7 @@ type replica struct {
 	serving []*logSession
 	copying []*end // sync sessions served
 	syncing bool   // a SyncStep is planned
+	pausing bool   // a writer waits in the middle of a request
 
 	last     history.Path // of the log, after the event before
 	progress [3]int64
@@ -97,7 +99,7 @@ func (r *replica) round() {
 	}
 	if err != nil {
 		r.failedAt = r.n.w.now
-		r.n.w.logf("%s/%s: %v", r.n.id, r.res.id, err)
+		r.complain("", err)
 	}
 	if acted {
 		if in, ok = r.observe(); ok {
@@ -108,6 +110,14 @@ func (r *replica) round() {
 	r.publish(in)
 	if acted && err == nil {
 		r.wake()
+	}
+}
+
+// complain logs an error unless it was the last one already.
+func (r *replica) complain(what string, err error) {
+	if text := what + err.Error(); text != r.said {
+		r.said = text
+		r.n.w.logf("%s/%s: %s%v", r.n.id, r.res.id, what, err)
 	}
 }
 
@@ -207,6 +217,7 @@ func (r *replica) act(in resource.Input, p resource.Plan) (bool, error) {
 		w.stats.Heals++
 		r.pauseSessions()
 		r.n.must[r.res.index].cut()
+		r.last = history.Path{}
 		return true, r.vol.Heal()
 	case resource.ActDropTail:
 		w.logf("%s/%s: drops its tail of %d bytes behind LSN %d", r.n.id, r.res.id, in.Local.Path.End-p.DropTail.LSN, p.DropTail.LSN)

@@ -56,15 +56,16 @@ func (r *replica) planSync() {
 
 // mover brings the log onto the disk and copies the disk from another member.
 type mover struct {
-	r       *replica
-	run     int // of the volume that it works on
-	planned bool
-	at      time.Duration
-	kept    time.Duration
-	retry   time.Duration
-	err     string
-	durable history.LSN
-	copy    *copySession
+	r         *replica
+	run       int // of the volume that it works on
+	planned   bool
+	at        time.Duration
+	kept      time.Duration
+	retry     time.Duration
+	holdUntil time.Duration // no step before: the last one has failed
+	err       string
+	durable   history.LSN
+	copy      *copySession
 }
 
 const (
@@ -74,7 +75,7 @@ const (
 )
 
 func (m *mover) start(r *replica) {
-	m.r, m.err, m.retry = r, "", 0
+	m.r, m.err, m.retry, m.holdUntil = r, "", 0, 0
 	m.planned = false
 	m.run++
 	m.plan(0)
@@ -93,13 +94,13 @@ func (m *mover) plan(d time.Duration) {
 	if m.r == nil || m.r.vol == nil {
 		return
 	}
-	at := m.r.n.w.now + d
+	at := max(m.r.n.w.now+d, m.holdUntil)
 	if m.planned && m.at <= at {
 		return
 	}
 	m.planned, m.at = true, at
 	run := m.run
-	m.r.n.after(d, func() {
+	m.r.n.after(at-m.r.n.w.now, func() {
 		if m.run == run && m.planned && m.at == at {
 			m.planned = false
 			m.step()
@@ -130,8 +131,9 @@ func (m *mover) step() {
 	}
 	worked, err := r.vol.ApplyStep()
 	if err != nil {
-		w.logf("%s/%s: cannot bring the log onto the disk: %v", r.n.id, r.res.id, err)
+		r.complain("cannot bring the log onto the disk: ", err)
 		r.applyFailed(err)
+		m.holdUntil = w.now + retryAfter
 		m.plan(retryAfter)
 		return
 	}
@@ -225,6 +227,8 @@ func (r *replica) pause(time.Duration) {
 	if r.n.dying || r.vol == nil || r.disk.inside {
 		return
 	}
+	r.pausing = true
+	defer func() { r.pausing = false }()
 	if r.plan.Replay && !r.mover.copy.active() {
 		r.vol.ApplyStep()
 	}
