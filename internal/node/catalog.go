@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"mars/internal/lamport"
+	"mars/internal/meta"
 	"mars/internal/resource"
 )
 
@@ -47,7 +49,9 @@ func key(id string, parts ...string) string {
 // catalog reads all resources from the metadata. What cannot be read is left out: a newer node may have written it.
 func (n *Node) catalog() catalog {
 	c := catalog{}
-	for _, m := range n.cluster.List(resourcePrefix) {
+	entries := n.cluster.List(resourcePrefix)
+	values := n.parsed.all(entries)
+	for i, m := range entries {
 		id, rest, ok := strings.Cut(strings.TrimPrefix(m.Key, resourcePrefix), "/")
 		if !ok {
 			continue
@@ -59,7 +63,7 @@ func (n *Node) catalog() catalog {
 		if m.Stamp.Time > e.stamp.Time {
 			e.stamp = m.Stamp
 		}
-		e.take(rest, m.Value, m.Stamp)
+		e.take(rest, values[i], m.Stamp)
 		c[id] = e
 	}
 	for id, e := range c {
@@ -70,32 +74,73 @@ func (n *Node) catalog() catalog {
 	return c
 }
 
-func (e *entry) take(rest string, value []byte, stamp lamport.Stamp) {
-	kind, node, _ := strings.Cut(rest, "/")
+// parsed remembers decoded values by key and stamp: the catalog is read much more often than anything in it changes. Values are shared and
+// must not be modified.
+type parsed struct {
+	mu sync.Mutex
+	m  map[string]parsedValue
+}
+
+type parsedValue struct {
+	stamp lamport.Stamp
+	value any // nil: cannot be read
+}
+
+// all returns the decoded values of the entries, in their order.
+func (p *parsed) all(entries []meta.Entry) []any {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := make(map[string]parsedValue, len(entries))
+	out := make([]any, len(entries))
+	for i, e := range entries {
+		v, ok := p.m[e.Key]
+		if !ok || v.stamp != e.Stamp {
+			v = parsedValue{e.Stamp, parseValue(e.Key, e.Value)}
+		}
+		now[e.Key] = v
+		out[i] = v.value
+	}
+	p.m = now
+	return out
+}
+
+func parseValue(key string, value []byte) any {
+	_, rest, _ := strings.Cut(strings.TrimPrefix(key, resourcePrefix), "/")
+	kind, _, _ := strings.Cut(rest, "/")
+	var v any
 	switch kind {
-	case "name":
-		if json.Unmarshal(value, &e.name) == nil {
-			e.named = stamp
-		}
-	case "primary":
-		if json.Unmarshal(value, &e.designated) == nil {
-			e.since = stamp
-		}
+	case "name", "primary":
+		v = new(string)
 	case "member":
-		m := new(memberRecord)
-		if json.Unmarshal(value, m) == nil {
-			e.members[node] = m
-		}
+		v = new(memberRecord)
 	case "switch":
-		var s resource.Switches
-		if json.Unmarshal(value, &s) == nil {
-			e.switches[node] = s
-		}
+		v = new(resource.Switches)
 	case "facts":
-		f := new(resource.Facts)
-		if json.Unmarshal(value, f) == nil {
-			e.facts[node] = f
+		v = new(resource.Facts)
+	default:
+		return nil
+	}
+	if json.Unmarshal(value, v) != nil {
+		return nil
+	}
+	return v
+}
+
+func (e *entry) take(rest string, value any, stamp lamport.Stamp) {
+	kind, node, _ := strings.Cut(rest, "/")
+	switch v := value.(type) {
+	case *string:
+		if kind == "name" {
+			e.name, e.named = *v, stamp
+		} else {
+			e.designated, e.since = *v, stamp
 		}
+	case *memberRecord:
+		e.members[node] = v
+	case *resource.Switches:
+		e.switches[node] = *v
+	case *resource.Facts:
+		e.facts[node] = v
 	}
 }
 

@@ -33,6 +33,7 @@ type Node struct {
 	cluster *cluster.Cluster
 	store   logStore
 	stamps  stamps
+	parsed  parsed
 	started time.Time
 	version string
 
