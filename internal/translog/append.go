@@ -154,7 +154,7 @@ func (l *Log) put(s *segment, bufs [][]byte, p history.Path) error {
 // Constants of writeAhead, in bytes.
 const (
 	smallSync = 128 << 10
-	aheadStep = 1 << 20
+	aheadStep = 64 << 10 // not more: the page cache would use large folios, whose blocks each later small write must walk
 )
 
 var zeroes [aheadStep]byte
