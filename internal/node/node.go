@@ -20,6 +20,7 @@ import (
 	"mars/internal/cluster"
 	"mars/internal/config"
 	"mars/internal/control"
+	"mars/internal/device/nbd"
 	"mars/internal/transport"
 	"mars/internal/vfs"
 )
@@ -31,6 +32,7 @@ type Node struct {
 	fs      vfs.FS
 	lock    io.Closer
 	cluster *cluster.Cluster
+	hub     *nbd.Hub // nil: no NBD over TCP
 	store   logStore
 	stamps  stamps
 	parsed  parsed
@@ -69,8 +71,12 @@ func Open(cfg config.Config, log *slog.Logger) (*Node, error) {
 	n.ctx, n.stop = context.WithCancelCause(context.Background())
 	n.store = logStore{fs: n.fs, dir: filepath.Join(cfg.Dir, "resource"), limit: cfg.LogLimitBytes, reserve: cfg.LogReserveBytes, used: n.logUsed}
 	cleanStale(cfg, log)
+	if n.hub, err = openHub(cfg, log); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	n.cluster, err = cluster.Open(cluster.Config{Dir: filepath.Join(cfg.Dir, "cluster"), NodeName: cfg.Name, Listen: cfg.Listen, Advertise: cfg.Advertise, Log: log})
 	if err != nil {
+		n.closeHub()
 		return nil, errors.Join(err, lock.Close())
 	}
 	n.cluster.Handle(transport.Log, n.serveLog)
@@ -93,6 +99,7 @@ func (n *Node) Close() error {
 		wg.Go(r.close)
 	}
 	wg.Wait()
+	n.closeHub()
 	return errors.Join(n.cluster.Close(), n.lock.Close())
 }
 

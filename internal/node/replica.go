@@ -8,16 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"mars/internal/block"
-	"mars/internal/config"
 	"mars/internal/device"
-	"mars/internal/device/loop"
-	"mars/internal/device/nbd"
 	"mars/internal/history"
 	"mars/internal/resource"
 	"mars/internal/volume"
@@ -144,100 +140,6 @@ func (rep *replica) diskSize() int64 {
 	return size
 }
 
-// show opens the front ends.
-func (r *runner) show() error {
-	rep := r.replica()
-	rep.mu.Lock()
-	defer rep.mu.Unlock()
-	if len(rep.fronts) > 0 {
-		return nil
-	}
-	name := r.name()
-	sock, err := nbd.Show(nbd.Config{Export: name, Dev: rep.vol, Log: r.n.log}, filepath.Join(r.n.cfg.Dir, "dev", name+".sock"))
-	if err != nil {
-		return fmt.Errorf("show device: %w", err)
-	}
-	fronts := []device.FrontEnd{sock}
-	if useLoop(r.n.cfg) {
-		l, err := loop.Open(loop.Config{Name: name, Dev: rep.vol, MountDir: filepath.Join(r.n.cfg.Dir, "loop"), Link: filepath.Join(r.n.cfg.DevDir, name), BlockSize: int(rep.disk.LogicalBlockSize()), Log: r.n.log})
-		if err != nil {
-			sock.Abort()
-			return fmt.Errorf("show device: %w", err)
-		}
-		fronts = append(fronts, l)
-	}
-	rep.fronts = fronts
-	return nil
-}
-
-// useLoop says whether devices are shown as loop devices.
-func useLoop(cfg config.Config) bool {
-	switch cfg.Device {
-	case config.DeviceLoop:
-		return true
-	case config.DeviceAuto:
-		return loop.Available() == nil
-	}
-	return false
-}
-
-// hide closes the front ends; users prevent that.
-func (rep *replica) hide(ctx context.Context) error {
-	rep.mu.Lock()
-	defer rep.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	for len(rep.fronts) > 0 {
-		last := rep.fronts[len(rep.fronts)-1]
-		if err := last.Close(ctx); err != nil {
-			return err
-		}
-		rep.fronts = rep.fronts[:len(rep.fronts)-1]
-	}
-	return nil
-}
-
-func (rep *replica) abortFronts() {
-	rep.mu.Lock()
-	defer rep.mu.Unlock()
-	for _, f := range rep.fronts {
-		f.Abort()
-	}
-	rep.fronts = nil
-}
-
-// resized tells the front ends that the volume has grown.
-func (rep *replica) resized() error {
-	rep.mu.Lock()
-	defer rep.mu.Unlock()
-	var errs []error
-	for _, f := range rep.fronts {
-		errs = append(errs, f.Resized())
-	}
-	return errors.Join(errs...)
-}
-
-// deviceAndUsers returns the path for applications and who has it open.
-func (rep *replica) deviceAndUsers() (path string, users []string) {
-	rep.mu.Lock()
-	defer rep.mu.Unlock()
-	for _, f := range rep.fronts {
-		path = f.Path() // the last one is the preferred one
-		users = append(users, f.Users()...)
-	}
-	return path, users
-}
-
-// devicePath is where applications find the device; empty if it is not shown.
-func (r *runner) devicePath() string {
-	rep := r.replica()
-	if rep == nil {
-		return ""
-	}
-	path, _ := rep.deviceAndUsers()
-	return path
-}
-
 // follow hands a new decision to the workers. The runner's lock is held.
 func (rep *replica) follow(in resource.Input, plan resource.Plan) {
 	old := rep.wish.Swap(&wish{in, plan})
@@ -254,20 +156,4 @@ func (rep *replica) follow(in resource.Input, plan resource.Plan) {
 func (rep *replica) describe(l *resource.Local) {
 	l.FetchFrom, l.FetchErr, l.Orphan, l.PrimaryEnd = rep.fetch.state()
 	l.SyncErr = rep.mover.syncErr()
-}
-
-// cleanStale removes devices that a killed daemon left behind.
-func cleanStale(cfg config.Config, log interface {
-	Warn(msg string, args ...any)
-}) {
-	if !useLoop(cfg) {
-		return
-	}
-	left, err := loop.CleanStale(filepath.Join(cfg.Dir, "loop"))
-	if err != nil {
-		log.Warn("cannot clean up stale loop devices", "err", err)
-	}
-	for _, l := range left {
-		log.Warn("a stale loop device is still in use; it goes away when its users close it", "res", l.Name, "device", l.Device, "users", strings.Join(l.Users, ", "))
-	}
 }
