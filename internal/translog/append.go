@@ -142,6 +142,9 @@ func (b *batch) write() error { return b.l.put(b.seg, b.l.iov, b.path) }
 // put writes records from the end of the log up to that of p, and moves the end there.
 func (l *Log) put(s *segment, bufs [][]byte, p history.Path) error {
 	from := l.End()
+	if from < s.first {
+		return fmt.Errorf("write log %s at LSN %d, before its begin", s.name, from) // it would hit the segment's header
+	}
 	want := int(p.End - from)
 	n, err := s.file.WritevAt(l.writeAhead(s, bufs, s.offset(p.End)), s.offset(from))
 	if n < want {

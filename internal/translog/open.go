@@ -195,8 +195,11 @@ func (l *Log) recover(rep *Report, seen func(*Record)) (stop, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if last := i+1 == len(l.segs); last || l.segs[i+1].first != l.path.End {
+		if i+1 == len(l.segs) {
 			return stop, nil
+		}
+		if next := l.segs[i+1]; next.first != l.path.End {
+			return errors.Join(stop, fmt.Errorf("%w: the log continues only at LSN %d", errNoRecord, next.first)), nil
 		}
 	}
 	return nil, nil

@@ -213,3 +213,30 @@ func TestStaleRecordsStayDead(t *testing.T) {
 		})
 	}
 }
+
+// TestGapAtTheCheckpoint: a power cut has shortened the file exactly to the checkpoint but kept the next segment. That one is not a part of the
+// log: what comes next must not be written into it.
+func TestGapAtTheCheckpoint(t *testing.T) {
+	fs := crashfs.New()
+	l := openNew(t, testConfig(fs))
+	_, _ = appendOne(t, l, 600, 1)
+	start := Start{Path: l.Path()}
+	at := l.End()
+	appendOne(t, l, 600, 2)
+	l.Rotate()
+	appendOne(t, l, 600, 3)
+	first := l.segs[0]
+	must(t, first.file.Truncate(first.offset(at)))
+	fs = fs.Kill()
+	for range 2 {
+		l, _, err := Open(testConfig(fs), start, func(*Record) {})
+		if err != nil || l.End() < at || len(l.segs) != 1 {
+			t.Fatalf("end %d, want %d; %d segments, error %v", l.End(), at, len(l.segs), err)
+		}
+		appendOne(t, l, 600, 4)
+		if list, err := collect(l, history.Position{}); err != nil || list[2].payload[0] != 4 {
+			t.Fatalf("%d records, error %v", len(list), err)
+		}
+		fs = fs.Kill()
+	}
+}
