@@ -498,7 +498,7 @@ func TestFio(t *testing.T) {
 	need(t, "fio")
 	r, d := newRig(t), newMemDev(64*mib, 64*mib)
 	f := r.open("vol", d)
-	run(t, "fio", "--name=v", "--filename="+f.Path(), "--rw=randwrite", "--bsrange=512-256k", "--bs_unaligned=0", "--blockalign=512",
+	run(t, "fio", "--aux-path="+t.TempDir(), "--verify_state_save=0", "--name=v", "--filename="+f.Path(), "--rw=randwrite", "--bsrange=512-256k", "--bs_unaligned=0", "--blockalign=512",
 		"--size=64M", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--output-format=terse")
 	r.close(f)
 }
