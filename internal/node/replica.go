@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -154,6 +155,9 @@ func (rep *replica) follow(in resource.Input, plan resource.Plan) {
 
 // describe adds what the workers know.
 func (rep *replica) describe(l *resource.Local) {
-	l.FetchFrom, l.FetchErr, l.Orphan, l.PrimaryEnd = rep.fetch.state()
+	l.FetchFrom, l.FetchErr, l.Lacking, l.PrimaryEnd = rep.fetch.state()
+	if w := rep.wish.Load(); w != nil {
+		l.Orphan = slices.Contains(l.Lacking, w.plan.Fetch) // nobody else could be asked
+	}
 	l.SyncErr = rep.mover.syncErr()
 }

@@ -221,6 +221,9 @@ func (r *runner) act(in resource.Input, p resource.Plan) (bool, error) {
 	case p.Heal:
 		r.n.log.Warn("log is damaged; fetching the damaged part again", "res", r.name(), "pos", in.Local.Defect.At, "err", in.Local.Defect)
 		return true, r.volume().Heal()
+	case p.StartOver:
+		r.n.log.Warn("the log that the sync needs is gone; it starts over", "res", r.name())
+		return true, r.reset()
 	case p.DropTail != nil:
 		r.n.log.Warn("dropping a tail of the log without data, replaced by another history", "res", r.name(), "pos", p.DropTail.LSN,
 			"bytes", in.Local.Path.End-p.DropTail.LSN)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -245,6 +246,12 @@ func (rep *replica) copyStep(from string) error {
 		c.Abort()
 		return err
 	}
+	seen, err := t.Finish()
+	if err != nil {
+		c.Abort()
+		return err
+	}
+	c.Saw(seen)
 	return c.Commit()
 }
 
@@ -327,16 +334,16 @@ type fetcher struct {
 	mu         sync.Mutex
 	from       string
 	err        string
-	orphan     bool
+	lacking    []string // nodes that do not have what is needed next, or not intact
 	primaryEnd history.LSN
 	caughtUp   int64 // Lamport time up to which everything of the primary is known to be here
 	cancel     context.CancelFunc
 }
 
-func (f *fetcher) state() (from, err string, orphan bool, end history.LSN) {
+func (f *fetcher) state() (from, err string, lacking []string, end history.LSN) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.from, f.err, f.orphan, f.primaryEnd
+	return f.from, f.err, slices.Clone(f.lacking), f.primaryEnd
 }
 
 // retarget ends a session with another node than from.
@@ -383,14 +390,12 @@ func (rep *replica) fetchLog() {
 func (f *fetcher) finish(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if ship.Lacks(err) && !slices.Contains(f.lacking, f.from) {
+		f.lacking = append(f.lacking, f.from)
+	}
 	f.from, f.cancel = "", nil
 	f.err = ""
-	var ref *ship.Refusal
-	switch {
-	case errors.As(err, &ref):
-		f.err = ref.Error()
-		f.orphan = ref.Code == ship.CodeGone
-	case err != nil && !errors.Is(err, context.Canceled):
+	if err != nil && !errors.Is(err, context.Canceled) {
 		f.err = err.Error()
 	}
 }
@@ -421,7 +426,10 @@ func (rep *replica) fetchFrom(node string) error {
 func (rep *replica) heard(i ship.Info) {
 	f := &rep.fetch
 	f.mu.Lock()
-	f.orphan, f.err = false, ""
+	f.err = ""
+	if i == (ship.Info{}) {
+		f.lacking = nil // the log has grown
+	}
 	f.primaryEnd = max(f.primaryEnd, i.End)
 	if i.Stamp != 0 && rep.vol.Log().End() >= i.Durable {
 		f.caughtUp = max(f.caughtUp, i.Stamp)

@@ -5,17 +5,18 @@ type Action int
 
 // The actions, in the order in which they are considered.
 const (
-	ActNone     Action = iota
-	ActStop            // close the device and suspend the volume: Plan.Role is RoleStop
-	ActDetach          // close the disk and the log
-	ActAttach          // open them
-	ActJoin            // make the missing replica, to be filled from Plan.Join
-	ActHandOver        // close the device and end the timeline in favour of Plan.To
-	ActPass            // pass the token to Plan.To without a tenure
-	ActActivate        // open a timeline and show the device
-	ActHeal            // cut the log at its damage
-	ActDropTail        // cut the log back to Plan.DropTail
-	ActShow            // show the device
+	ActNone      Action = iota
+	ActStop             // close the device and suspend the volume: Plan.Role is RoleStop
+	ActDetach           // close the disk and the log
+	ActAttach           // open them
+	ActJoin             // make the missing replica, to be filled from Plan.Join
+	ActHandOver         // close the device and end the timeline in favour of Plan.To
+	ActPass             // pass the token to Plan.To without a tenure
+	ActActivate         // open a timeline and show the device
+	ActHeal             // cut the log at its damage
+	ActStartOver        // wipe the replica, so that it is filled anew
+	ActDropTail         // cut the log back to Plan.DropTail
+	ActShow             // show the device
 )
 
 // Next returns the next thing that the plan asks for and that is not so.
@@ -38,6 +39,8 @@ func Next(l *Local, p *Plan) Action {
 		return ActActivate
 	case p.Heal:
 		return ActHeal
+	case p.StartOver:
+		return ActStartOver
 	case p.DropTail != nil:
 		return ActDropTail
 	case p.Device && l.Writable && l.Device == "":

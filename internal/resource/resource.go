@@ -61,7 +61,8 @@ type Local struct {
 	Backlog    bool // more is unapplied than a primary may have
 	Device     string
 	Users      []string
-	Orphan     bool // what the log needs next is nowhere to be had
+	Orphan     bool     // what the log needs next is nowhere to be had
+	Lacking    []string // nodes that were asked for it and do not have it, or not intact
 	FetchFrom  string
 	FetchErr   string
 	SyncErr    string
@@ -92,18 +93,19 @@ const (
 
 // Plan is what should be so.
 type Plan struct {
-	Attach   bool
-	Join     string // begin to fill a missing replica from this node
-	Role     Role
-	To       string
-	Device   bool // show the device (after RoleActivate)
-	Heal     bool // cut the log at its damage and fetch the rest again
-	DropTail *history.Position
-	Fetch    string // fetch from this node; empty = not
-	Replay   bool   // also the primary's writeback
-	Sync     string // copy from this node; empty = not
-	Split    *Split
-	WaitsFor string // what keeps the wish from becoming true; empty = nothing
+	Attach    bool
+	Join      string // begin to fill a missing replica from this node
+	Role      Role
+	To        string
+	Device    bool // show the device (after RoleActivate)
+	Heal      bool // cut the log at its damage and fetch the rest again
+	StartOver bool // throw away the replica, which is inconsistent and cannot become otherwise, and fill it anew
+	DropTail  *history.Position
+	Fetch     string // fetch from this node; empty = not
+	Replay    bool   // also the primary's writeback
+	Sync      string // copy from this node; empty = not
+	Split     *Split
+	WaitsFor  string // what keeps the wish from becoming true; empty = nothing
 }
 
 // Split describes a split brain between this node and another one.
@@ -332,11 +334,14 @@ func waitForToken(in *Input) string {
 	return "node " + h + " to hand over"
 }
 
+// decideSync: the replica is being filled. When the log that it needs is gone everywhere it can only be filled anew; nothing is lost by that.
 func decideSync(in *Input, p *Plan) {
 	if in.Switches.Fetch {
 		p.Fetch = fetchSource(in, nil)
 	}
 	switch {
+	case p.Fetch != "" && slices.Contains(in.Local.Lacking, p.Fetch) && in.Switches.Sync && SyncSource(*in) != "":
+		p.StartOver = true
 	case in.Local.Sync.Copied:
 		if p.Fetch == "" && in.Local.Path.End < in.Local.Sync.Until.LSN {
 			p.WaitsFor = "a member to fetch the rest of the log from"
@@ -434,28 +439,40 @@ func rank(x *Peer) int {
 	return 0
 }
 
-// fetchSource chooses from whom to fetch: the primary if it can be reached, else whoever has most of the same history.
+// fetchSource chooses from whom to fetch: the primary if it can be reached, else whoever has most of the same history. Those who are known not
+// to have what is needed are asked again only when there is nobody else.
 func fetchSource(in *Input, ref *history.Path) string {
-	best := ""
+	best, lacking := "", ""
 	var bestEnd history.LSN
-	for _, x := range in.Peers {
-		if !x.Alive || x.Facts == nil || !x.Facts.Attached || forked(&in.Local.Path, &x.Facts.Path) {
+	for i := range in.Peers {
+		x := &in.Peers[i]
+		if !in.canFetchFrom(x, ref) {
 			continue
 		}
-		if ref != nil && forked(&x.Facts.Path, ref) {
-			continue
-		}
-		if x.Facts.Writable && x.Node == in.Designated {
+		first := x.Facts.Writable && x.Node == in.Designated
+		switch {
+		case slices.Contains(in.Local.Lacking, x.Node):
+			if lacking == "" || first {
+				lacking = x.Node
+			}
+		case first:
 			return x.Node
-		}
-		if x.Facts.Durable <= in.Local.Path.End && !x.Facts.Writable && x.Node != in.Designated {
-			continue
-		}
-		if best == "" || x.Facts.Durable > bestEnd {
+		case best == "" || x.Facts.Durable > bestEnd:
 			best, bestEnd = x.Node, x.Facts.Durable
 		}
 	}
+	if best == "" {
+		return lacking
+	}
 	return best
+}
+
+// canFetchFrom reports whether x may have more of the history than this node. ref, if not nil, is the path that is to be followed.
+func (in *Input) canFetchFrom(x *Peer, ref *history.Path) bool {
+	if !x.Alive || x.Facts == nil || !x.Facts.Attached || forked(&in.Local.Path, &x.Facts.Path) || (ref != nil && forked(&x.Facts.Path, ref)) {
+		return false
+	}
+	return x.Facts.Durable > in.Local.Path.End || x.Facts.Writable || x.Node == in.Designated
 }
 
 // LogNeeded returns the LSN below which no member needs the log any more. Everything is needed while a member has never been heard of, or is

@@ -60,6 +60,8 @@ func codeOf(err error) string {
 		return CodeGone
 	case errors.Is(err, translog.ErrDiverged):
 		return CodeDiverged
+	case errors.Is(err, translog.ErrDefective):
+		return CodeDamaged
 	}
 	return CodeError
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 
 	"mars/internal/history"
+	"mars/internal/translog"
 )
 
 // Frame kinds on a log connection.
@@ -54,6 +55,7 @@ type Info struct {
 const (
 	CodeGone     = "gone"     // the log at that position is no longer kept here
 	CodeDiverged = "diverged" // the position is not on the server's history
+	CodeDamaged  = "damaged"  // the log at that position is damaged here
 	CodeNotHere  = "not-here" // no such resource, or not attached
 	CodeError    = "error"
 )
@@ -66,6 +68,15 @@ type Refusal struct {
 
 func (r *Refusal) Error() string {
 	return fmt.Sprintf("refused by the other end (%s): %s", r.Code, r.Text)
+}
+
+// Lacks reports whether the error of a fetch means that the other end does not have, or not intact, what was to be fetched.
+func Lacks(err error) bool {
+	var ref *Refusal
+	if errors.As(err, &ref) {
+		return ref.Code == CodeGone || ref.Code == CodeDamaged
+	}
+	return errors.Is(err, translog.ErrDefective)
 }
 
 // Refuse answers a request with a no.

@@ -1,7 +1,7 @@
 package sim
 
 import (
-	"errors"
+	"slices"
 	"time"
 
 	"mars/internal/history"
@@ -13,7 +13,7 @@ type fetcher struct {
 	r          *replica
 	run        int // of the volume
 	err        string
-	orphan     bool
+	lacking    []string
 	primaryEnd history.LSN
 	sess       *fetchSession
 	pausing    bool
@@ -31,7 +31,7 @@ func (f *fetcher) start(r *replica) {
 	f.r = r
 	f.run++
 	f.pausing = false
-	f.err, f.orphan, f.primaryEnd = "", false, 0
+	f.err, f.lacking, f.primaryEnd = "", nil, 0
 	f.retarget()
 }
 
@@ -46,6 +46,9 @@ func (f *fetcher) from() string {
 	}
 	return f.sess.node
 }
+
+// orphan: whoever was asked last does not have what is needed, and would not have been asked if there were somebody else.
+func (f *fetcher) orphan() bool { return slices.Contains(f.lacking, f.r.plan.Fetch) }
 
 func (f *fetcher) drop() {
 	if s := f.sess; s != nil {
@@ -114,7 +117,10 @@ func (s *fetchSession) open(e *end) {
 
 func (s *fetchSession) heard(i ship.Info) {
 	f := s.f
-	f.orphan, f.err = false, ""
+	f.err = ""
+	if i == (ship.Info{}) {
+		f.lacking = nil // the log has grown
+	}
 	f.primaryEnd = max(f.primaryEnd, i.End)
 	if i.Stamp != 0 {
 		f.r.n.observeStamp(i.Stamp)
@@ -130,13 +136,11 @@ func (s *fetchSession) over(err error) {
 	f.sess = nil
 	before := f.err
 	f.err = ""
-	var ref *ship.Refusal
-	switch {
-	case errors.As(err, &ref):
-		f.err = ref.Error()
-		f.orphan = ref.Code == ship.CodeGone
-	case err != nil:
+	if err != nil {
 		f.err = err.Error()
+	}
+	if ship.Lacks(err) && !slices.Contains(f.lacking, s.node) {
+		f.lacking = append(f.lacking, s.node)
 	}
 	if f.err != before {
 		f.r.n.w.logf("%s/%s: fetch from %s: %v", f.r.n.id, f.r.res.id, s.node, err)

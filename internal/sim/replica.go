@@ -169,7 +169,8 @@ func (r *replica) local() resource.Local {
 		l.Device = "dev"
 		l.Users = r.res.app.usersAt(r.n)
 	}
-	l.FetchFrom, l.FetchErr, l.Orphan, l.PrimaryEnd = r.fetch.from(), r.fetch.err, r.fetch.orphan, r.fetch.primaryEnd
+	l.FetchFrom, l.FetchErr, l.PrimaryEnd = r.fetch.from(), r.fetch.err, r.fetch.primaryEnd
+	l.Orphan, l.Lacking = r.fetch.orphan(), r.fetch.lacking
 	l.SyncErr = r.mover.err
 	return l
 }
@@ -219,6 +220,9 @@ func (r *replica) act(in resource.Input, p resource.Plan) (bool, error) {
 		r.n.must[r.res.index].cut()
 		r.last = history.Path{}
 		return true, r.vol.Heal()
+	case resource.ActStartOver:
+		w.logf("%s/%s: starts its sync over: the log it needs is gone", r.n.id, r.res.id)
+		return true, r.reset()
 	case resource.ActDropTail:
 		w.logf("%s/%s: drops its tail of %d bytes behind LSN %d", r.n.id, r.res.id, in.Local.Path.End-p.DropTail.LSN, p.DropTail.LSN)
 		w.stats.DropTails++
