@@ -5,8 +5,10 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"mars/internal/history"
+	"mars/internal/vfs"
 	"mars/internal/vfs/crashfs"
 )
 
@@ -97,5 +99,62 @@ func TestCutUnderReaders(t *testing.T) {
 	wg.Wait()
 	if _, err := collect(l, history.Position{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// hookFS calls during in the middle of each SyncData.
+type hookFS struct {
+	vfs.FS
+	during func()
+}
+
+type hookFile struct {
+	vfs.File
+	fs *hookFS
+}
+
+func (h *hookFS) Create(name string) (vfs.File, error) {
+	f, err := h.FS.Create(name)
+	return hookFile{f, h}, err
+}
+
+func (h hookFile) SyncData() error {
+	if f := h.fs.during; f != nil {
+		h.fs.during = nil
+		f()
+	}
+	return h.File.SyncData()
+}
+
+// TestWrittenDuringASync: what comes while a sync is under way is not durable with it, although it may be by luck; a second caller waits for
+// the next sync; and a cut waits for the end of this one.
+func TestWrittenDuringASync(t *testing.T) {
+	h := &hookFS{FS: crashfs.New()}
+	cfg := testConfig(nil)
+	cfg.FS = h
+	l := openNew(t, cfg)
+	_, end := appendOne(t, l, 600, 1)
+	h.during = func() { appendOne(t, l, 600, 2) }
+	must(t, l.SyncTo(end))
+	if l.Durable() != end {
+		t.Errorf("durable up to %d, want %d", l.Durable(), end)
+	}
+	must(t, l.SyncTo(l.End()))
+
+	at := l.EndPosition()
+	_, end = appendOne(t, l, 600, 3)
+	cut := make(chan error)
+	h.during = func() {
+		go func() { cut <- l.TruncateTo(at) }() // ends when the sync does
+		select {
+		case err := <-cut:
+			t.Errorf("cut in the middle of a sync: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	must(t, l.SyncTo(end))
+	must(t, <-cut)
+	if l.Durable() != at.LSN {
+		t.Errorf("durable up to %d, want %d", l.Durable(), at.LSN)
 	}
 }

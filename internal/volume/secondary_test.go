@@ -117,6 +117,7 @@ func TestDamageOnASecondary(t *testing.T) {
 	b := follower(t, a.v)
 	ends := a.writeSome(t, 6)
 	must(t, shipTo(b.v, a.v, ends[5].LSN))
+	a.writeSome(t, 1)
 	corruptAt(t, b, ends[2].LSN)
 	damaged := func(when string, err error) {
 		t.Helper()
@@ -125,7 +126,11 @@ func TestDamageOnASecondary(t *testing.T) {
 		if s.Defect == nil || s.Defect.At != ends[2].LSN || s.Applied.LSN != ends[2].LSN || !s.Consistent || s.KnownDurable < ends[5].LSN {
 			t.Fatalf("%s: %+v", when, s)
 		}
-		wantErr(t, when+", fetch", b.v.Ingest([]byte{1}), translog.ErrDefective)
+		end := b.v.Log().End()
+		raw := must1(a.v.Log().ReadRaw(make([]byte, translog.MaxChunk), end))(t)
+		if err := b.v.Ingest(raw); !errors.Is(err, translog.ErrDefective) || len(raw) == 0 || b.v.Log().End() != end {
+			t.Fatalf("%s: fetched %d bytes behind the damage: %v", when, len(raw), err)
+		}
 		wantErr(t, when+", activate", b.v.Activate("b", history.Timeline{ID: 99, Forced: true}), translog.ErrDefective)
 	}
 	damaged("replay", b.drain())
@@ -136,12 +141,30 @@ func TestDamageOnASecondary(t *testing.T) {
 		b.v = v
 		damaged("after a restart", b.drain())
 	}
-	must(t, errors.Join(b.v.Heal(), shipTo(b.v, a.v, ends[5].LSN), b.drain()))
+	must(t, errors.Join(b.v.Heal(), shipTo(b.v, a.v, a.v.Log().End()), b.drain()))
 	wantImage(t, a, b)
 	must(t, b.v.Close())
 	v, err := Open(b.cfg)
 	if err != nil || v.Status().Defect != nil || !v.Status().Consistent {
 		t.Fatalf("after healing: %v %+v", err, v.Status())
+	}
+}
+
+// TestDamageIsNotForgotten when the part before it is replayed, which saves the state, although only the state knew about it.
+func TestDamageIsNotForgotten(t *testing.T) {
+	a := newPrimary(t, 1)
+	b := follower(t, a.v, func(c *Config) { c.WindowSize = 1 })
+	ends := a.writeSome(t, 6)
+	must(t, shipTo(b.v, a.v, ends[5].LSN))
+	must1(b.v.ApplyStep())(t)
+	corruptAt(t, b, ends[3].LSN)
+	for range 4 {
+		b.end(killed, nil)
+		b.v = must1(Open(b.cfg))(t)
+		if s := b.v.Status(); s.Defect == nil || s.Defect.At != ends[3].LSN || s.KnownDurable != ends[5].LSN {
+			t.Fatalf("%+v", s)
+		}
+		b.v.ApplyStep() // one record each time
 	}
 }
 
