@@ -1,0 +1,53 @@
+package resource
+
+import (
+	"testing"
+
+	"mars/internal/history"
+	"mars/internal/volume"
+)
+
+// walk returns a path over the timelines ts, root first, that ends at end.
+func walk(end history.LSN, ts ...history.Timeline) history.Path {
+	return history.Path{Timelines: ts, End: end, EndDigest: history.Digest{byte(end)}}
+}
+
+func timeline(id history.TimelineID, origin string, from history.LSN) history.Timeline {
+	return history.Timeline{ID: id, Origin: origin, Switch: from, Digest: history.Digest{byte(from)}}
+}
+
+// A tail without data gives way to the history of the designated primary, but only to what is durable there (found by the model in model/).
+func TestDropTailOnlyForADurableHistory(t *testing.T) {
+	t.Parallel()
+	root := timeline(1, "a", 0)
+	mine := walk(30, root, timeline(2, "b", 20)) // b opened a timeline behind LSN 20 and wrote nothing
+	mine.LastData = 20
+	for _, c := range []struct {
+		name    string
+		path    history.Path
+		durable history.LSN
+		drop    bool
+	}{
+		{"a's own record behind the fork was never durable", walk(25, root), 20, false},
+		{"a's own record behind the fork is durable", walk(25, root), 25, true},
+		{"a has opened a timeline by force", walk(28, root, timeline(3, "a", 20)), 28, true},
+		{"a is behind", walk(15, root), 15, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p := Decide(Input{
+				Self: "b", Designated: "a", Switches: AllOn, Settled: true,
+				Local: Local{Open: true, Status: volume.Status{Path: mine, Durable: 30, Consistent: true}},
+				Peers: []Peer{{Node: "a", Alive: true, Facts: &Facts{
+					Attached: true, Consistent: true, Writable: true, Path: c.path, Durable: c.durable, Switches: AllOn,
+				}}},
+			})
+			if got := p.DropTail != nil; got != c.drop {
+				t.Fatalf("DropTail = %v, want %v; plan %+v", p.DropTail, c.drop, p)
+			}
+			if c.drop && p.DropTail.LSN != 20 {
+				t.Errorf("dropped back to LSN %d, want the fork, 20", p.DropTail.LSN)
+			}
+		})
+	}
+}
