@@ -62,6 +62,9 @@ func (n *Node) primaryPlanned(ctx context.Context, e entry, r *runner, in resour
 	if !in.Switches.Fetch || !in.Switches.Replay {
 		return control.Result{}, fmt.Errorf("fetch or replay of %s is paused on %s; `marsadm up %s` first", e.name, n.cfg.Name, e.name)
 	}
+	if s := resource.Decide(in).Split; s != nil {
+		return control.Result{}, fmt.Errorf("split brain of %s with node %s: `marsadm invalidate %s` on the side that loses, first", e.name, n.nodeName(s.With), e.name)
+	}
 	if err := n.holderReachable(e, in); err != nil {
 		return control.Result{}, err
 	}
