@@ -314,3 +314,21 @@ func TestSteps(t *testing.T) {
 		t.Errorf("after the flush: %q", s)
 	}
 }
+
+// TestLastDataIsExact: a checkpoint behind records that change nothing does not count them as data, else an empty tail would look like a split
+// brain after a restart.
+func TestLastDataIsExact(t *testing.T) {
+	a := newPrimary(t, 1, func(c *Config) { c.WindowSize = 1 })
+	must(t, a.modify())
+	data := a.v.Log().End()
+	must(t, errors.Join(a.v.Deactivate("a"), a.activate()))
+	before := a.v.Log().End()
+	must(t, a.modify())
+	for a.v.Status().Applied.LSN < before {
+		if got := a.v.st.Applied.LastData; got > data {
+			t.Fatalf("applied up to %d, data up to %d, want %d", a.v.Status().Applied.LSN, got, data)
+		}
+		_, err := a.v.ApplyStep()
+		must(t, err)
+	}
+}
