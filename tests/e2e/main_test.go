@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -46,14 +47,19 @@ func build() error {
 	if err != nil {
 		return err
 	}
-	bin.dir, bin.marsd, bin.marsadm = dir, filepath.Join(dir, "marsd"), filepath.Join(dir, "marsadm")
-	args := []string{"build", "-o", dir + "/"}
+	// The daemon gets a name of its own, so that somebody's "pkill marsd" on the same machine does not meet it.
+	bin.dir, bin.marsd, bin.marsadm = dir, filepath.Join(dir, "e2e-marsd"), filepath.Join(dir, "marsadm")
+	return errors.Join(buildOne("mars/cmd/marsd", bin.marsd), buildOne("mars/cmd/marsadm", bin.marsadm))
+}
+
+func buildOne(what, file string) error {
+	args := []string{"build", "-o", file}
 	env := os.Environ()
 	if os.Getenv("MARS_E2E_RACE") == "1" {
 		args = append(args, "-race")
 		env = append(env, "CGO_ENABLED=1")
 	}
-	cmd := exec.Command("go", append(args, "mars/cmd/marsd", "mars/cmd/marsadm")...)
+	cmd := exec.Command("go", append(args, what)...)
 	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the programs under test: %w\n%s", err, out)

@@ -127,13 +127,13 @@ func hasMessage(m control.Member, key string) bool {
 
 func isPrimary(m control.Member) bool { return m.Role == control.RolePrimary && m.Device != "" }
 
-// awaitSettled waits until all log of the primary is on the disks of all the others, and the primary's own disk is written back.
+// settle waits until all log of the primary is on the disks of all the others, and the primary's own disk is written back.
 func settle(res string, primary *node, others ...*node) {
 	primary.w.t.Helper()
-	end := primary.self(res).EndLSN
+	at := primary.self(res)
 	for _, x := range append([]*node{primary}, others...) {
-		x.awaitSelf(res, fmt.Sprintf("its disk has everything up to LSN %d", end), func(m control.Member) bool {
-			return m.Consistent && m.AppliedLSN >= end
+		x.awaitSelf(res, fmt.Sprintf("its disk has everything up to LSN %d on timeline %s", at.EndLSN, at.Timeline), func(m control.Member) bool {
+			return m.Consistent && m.Timeline == at.Timeline && m.AppliedLSN >= at.EndLSN
 		})
 	}
 }

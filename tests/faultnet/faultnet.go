@@ -122,6 +122,12 @@ func (n *Net) Close() {
 	n.wg.Wait()
 }
 
+// How often and how soon to look again for who has dialled.
+const (
+	lookups     = 20
+	lookupAgain = 5 * time.Millisecond
+)
+
 func (n *Net) serve(p *proxy) {
 	for {
 		conn, err := p.l.Accept()
@@ -136,6 +142,12 @@ func (n *Net) serve(p *proxy) {
 func (n *Net) carry(p *proxy, client net.Conn) {
 	defer reset(client)
 	from := n.dialler(client.RemoteAddr())
+	for tries := 0; from == "" && tries < lookups; tries++ { // the kernel's table may miss a line while it changes
+		if wait(n.ctx, lookupAgain) != nil {
+			return
+		}
+		from = n.dialler(client.RemoteAddr())
+	}
 	if from == "" {
 		return // it is gone already
 	}
