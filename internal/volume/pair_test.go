@@ -135,13 +135,14 @@ func (c *cluster) fetch(i int) error {
 func (c *cluster) crash(i int) error {
 	o := outcome(c.rng.IntN(int(outcomes)))
 	m := c.m[i]
+	newcomer := m.stopped() && i != c.primary
 	m.end(o, c.rng)
 	v, err := Open(m.cfg)
-	if errors.Is(err, ErrNoReplica) && i != c.primary {
-		return nil // it was about to become a newcomer
+	if errors.Is(err, ErrNoReplica) && newcomer {
+		return nil // it was about to become one
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("after %v: %w", o, err)
 	}
 	m.v = v
 	if s := v.Status(); s.Defect != nil {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"encoding/json"
+	"errors"
 	"hash/crc32"
 	"reflect"
 	"testing"
@@ -72,4 +73,35 @@ func FuzzState(f *testing.F) {
 		}
 		st.clone()
 	})
+}
+
+// TestStateIsDurableBeforeItIsUsed: a process is killed anywhere, the next one opens what it finds and deletes the log below its checkpoint,
+// then the power is cut. What the second one has found is still there.
+func TestStateIsDurableBeforeItIsUsed(t *testing.T) {
+	for k := 0; ; k++ {
+		a := newApp(1)
+		a.stopAt(k)
+		err := a.create()
+		for range 12 {
+			if err == nil {
+				err = errors.Join(a.modify(), a.drain())
+			}
+		}
+		a.end(killed, nil)
+		v, openErr := Open(a.cfg)
+		if errors.Is(openErr, ErrNoReplica) && a.acked == 0 {
+			continue
+		}
+		must(t, openErr)
+		_, deleteErr := v.Log().DeleteBelow(v.Checkpointed())
+		must(t, deleteErr)
+		a.durable = a.acked // Open has made the log durable
+		a.end(powerLosingAll, nil)
+		if err := a.recoverAndCheck(powerLosingAll); err != nil {
+			t.Fatalf("killed at operation %d: %v", k, err)
+		}
+		if err == nil {
+			return
+		}
+	}
 }

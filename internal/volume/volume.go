@@ -175,6 +175,11 @@ func Open(cfg Config) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The last process may have been killed between the renaming of the file and the sync of its directory. What is read here must be durable
+	// before anything is built on it: the log below the checkpoint may be deleted.
+	if err := cfg.FS.SyncDir(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("sync replica directory: %w", err)
+	}
 	v := newVolume(cfg, st)
 	lc := translog.Config{FS: cfg.FS, Dir: logDir(cfg), Resource: cfg.Resource, SegmentSize: cfg.SegmentSize, Reserve: cfg.Reserve}
 	v.log, _, err = translog.Open(lc, translog.Start{Path: st.Applied, Durable: st.Durable, Own: st.Tenure}, v.sawRecord)
