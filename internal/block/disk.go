@@ -26,7 +26,8 @@ type DiskOptions struct {
 //
 // IO goes through the page cache; Flush is fdatasync, and FUA costs a Flush. When a Flush fails the kernel may have dropped the data it
 // could not write, and a second one would report success without them; so a failed Flush is final: it and every later modification and
-// Flush return that first error. Reads go on.
+// Flush return that first error. Reads go on. OpenDisk drops what the page cache holds, so that a disk that is opened again after such a
+// failure shows what is on the medium, and not what never got there.
 type Disk struct {
 	path  string
 	file  *os.File
@@ -64,7 +65,21 @@ func OpenDisk(path string, opts DiskOptions) (*Disk, error) {
 	if err := d.claim(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	if err := d.dropCache(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return d, nil
+}
+
+// dropCache writes what is dirty, which stays in the cache otherwise, and drops the rest.
+func (d *Disk) dropCache() error {
+	if d.opts.ReadOnly {
+		return nil
+	}
+	if err := d.Flush(); err != nil {
+		return err
+	}
+	return d.call("drop cache", func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) })
 }
 
 func checkKind(path string) error {

@@ -61,7 +61,7 @@ func Open(cfg Config, start Start, seen func(*Record)) (*Log, Report, error) {
 		err = l.dropBehind(l.path.End)
 	}
 	if err == nil {
-		err = l.settle()
+		err = l.settle(start.Durable)
 	}
 	if err != nil {
 		return nil, rep, errors.Join(err, l.closeAll())
@@ -97,8 +97,11 @@ func (l *Log) closeAll() error {
 	return errors.Join(errs...)
 }
 
-// settle makes what was found durable: it may have been written but never synced before the process died.
-func (l *Log) settle() error {
+// settle makes what was found durable: it may have been written but never synced before the process died. Below known it was durable before.
+func (l *Log) settle(known history.LSN) error {
+	if err := l.rewrite(known); err != nil {
+		return err
+	}
 	for _, s := range l.segs {
 		s.dirty, s.unlinked = true, true
 	}
@@ -115,6 +118,48 @@ func (l *Log) settle() error {
 	}
 	l.durable = 0
 	return l.SyncTo(l.path.End)
+}
+
+// rewrite writes what is in the log from lsn on once more. An earlier process may have died of a failed sync: what could not be written then
+// is still in the page cache, counts as clean, and would be passed over by the next sync, which reports success.
+func (l *Log) rewrite(lsn history.LSN) error {
+	buf := make([]byte, min(readPiece, int64(segmentHeaderSize+max(0, l.path.End-lsn))))
+	for i, s := range l.segs {
+		end := l.path.End
+		if i+1 < len(l.segs) {
+			end = min(end, l.segs[i+1].first)
+		}
+		if end <= lsn {
+			continue
+		}
+		from := s.offset(max(lsn, s.first))
+		if s.first >= lsn {
+			from = 0 // its header may be as new
+		}
+		if err := s.rewrite(from, s.offset(end), buf); err != nil {
+			return fmt.Errorf("write log segment %s once more: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// rewrite writes the bytes [from, to) of the file, and its size, once more.
+func (s *segment) rewrite(from, to int64, buf []byte) error {
+	for from < to {
+		n, err := s.file.ReadAt(buf[:min(int64(len(buf)), to-from)], from)
+		if n == 0 {
+			return errOr(err, "it has become shorter")
+		}
+		if _, err := s.file.WriteAt(buf[:n], from); err != nil {
+			return err
+		}
+		from += int64(n)
+	}
+	size, err := s.file.Size()
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.file.Truncate(size+1), s.file.Truncate(size))
 }
 
 // openSegments opens every segment file, in order of LSN.
