@@ -21,7 +21,11 @@ type world struct {
 	root  string // short, so that socket paths fit into the kernel's 108 bytes
 	net   *faultnet.Net
 	nodes []*node
+	ends  []func() // what must be taken down after the daemons
 }
+
+// onEnd takes something down when the daemons have ended.
+func (w *world) onEnd(f func()) { w.ends = append(w.ends, f) }
 
 // names of nodes, as many as the largest world has.
 var names = []string{"alpha", "beta", "gamma"}
@@ -90,6 +94,9 @@ func (w *world) takeDown() {
 	}
 	for _, x := range w.nodes {
 		x.end()
+	}
+	for _, end := range w.ends {
+		end()
 	}
 	w.net.Close()
 	for _, x := range w.nodes {
