@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 
 	"mars/internal/fullsync"
@@ -31,6 +32,32 @@ func (r *runner) join(from string) error {
 	r.n.log.Info("joined; the disk will be filled", "res", r.name(), "peer", r.n.nodeName(from), "pos", reply.Start.End, "bytes", reply.Size)
 	return nil
 }
+
+// confirmSource asks another member whether the content can be copied from there, after nobody can copy from here any more: of members that
+// throw their replicas away at the same time, each counting on another one, at least one is refused. undo lets others copy again.
+func (r *runner) confirmSource(from string) (undo func(), err error) {
+	if from == "" {
+		return nil, errNoSource
+	}
+	rep := r.replica()
+	if rep == nil {
+		return nil, errors.New("it is detached")
+	}
+	rep.leaving.Store(true)
+	undo = func() { rep.leaving.Store(false) }
+	conn, err := r.n.cluster.DialNode(rep.ctx, transport.Sync, from)
+	if err == nil {
+		defer conn.Close()
+		_, _, err = fullsync.Open(conn, fullsync.OpenRequest{Resource: r.id})
+	}
+	if err != nil {
+		undo()
+		return nil, fmt.Errorf("nothing was changed: node %s does not confirm that it has a consistent replica: %w", r.n.nodeName(from), err)
+	}
+	return undo, nil
+}
+
+var errNoSource = errors.New("nothing was changed: no reachable member has a consistent replica to copy from")
 
 // reset throws the replica's log and state away, so that it is filled anew. It runs on the runner's goroutine.
 func (r *runner) reset() error {

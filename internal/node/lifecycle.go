@@ -168,6 +168,13 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 			return control.Result{}, err
 		}
 	}
+	undo := func() {}
+	if node == n.self() && !c.Force {
+		var err error
+		if undo, err = n.confirmLeave(ctx, e); err != nil {
+			return control.Result{}, fmt.Errorf("leave-resource %s: %w (--force leaves nevertheless)", e.name, err)
+		}
+	}
 	changes := []meta.Change{
 		{Key: key(e.id, "member", node), Delete: true},
 		{Key: key(e.id, "switch", node), Delete: true},
@@ -177,10 +184,29 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 		changes = append(changes, meta.Change{Key: key(e.id, "primary"), Value: encode("")})
 	}
 	if err := n.cluster.Batch(changes); err != nil {
+		undo()
 		return control.Result{}, err
 	}
 	err := n.awaitGone(ctx, e.id, node)
 	return say("node %s has left resource %s; its disk keeps the content", n.nodeName(node), e.name), err
+}
+
+// confirmLeave makes sure that a consistent replica remains when this one goes. undo takes back what was prepared.
+func (n *Node) confirmLeave(ctx context.Context, e entry) (undo func(), err error) {
+	undo = func() {}
+	r, err := n.mine(e)
+	if err != nil {
+		return nil, err
+	}
+	in, ok := r.observe()
+	if !ok || !in.Local.Open || !in.Local.Consistent {
+		return undo, nil // nothing is lost here
+	}
+	err = r.do(ctx, func() (err error) {
+		undo, err = r.confirmSource(resource.SyncSource(in))
+		return err
+	})
+	return undo, err
 }
 
 // mayLeave refuses what would leave the resource without anybody who may write.
@@ -198,20 +224,10 @@ func (n *Node) mayLeave(e entry) error {
 		return fmt.Errorf("node %s has the last replica of resource %s; `marsadm delete-resource %s` deletes the resource", n.cfg.Name, e.name, e.name)
 	case in.Local.Writable || e.designated == in.Self:
 		return fmt.Errorf("node %s is primary of resource %s; make another node primary first", n.cfg.Name, e.name)
-	case in.Local.Open && in.Local.Sync == nil && in.Local.Path.Holder() == in.Self && resource.Decide(in).Split == nil && !abandoned(&in):
+	case resource.HoldsToken(&in):
 		return fmt.Errorf("node %s holds the right to write resource %s; make another node primary first", n.cfg.Name, e.name)
 	}
 	return nil
-}
-
-// abandoned reports whether another member has gone on without us, so that the token here is worth nothing.
-func abandoned(in *resource.Input) bool {
-	for _, p := range in.Peers {
-		if p.Facts != nil && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func (n *Node) awaitGone(ctx context.Context, id, node string) error {

@@ -31,6 +31,7 @@ type replica struct {
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup
 
+	leaving  atomic.Bool // the content is about to be thrown away: nobody may count on it
 	wish     atomic.Pointer[wish]
 	wishKick chan struct{} // for the mover
 	fetch    fetcher

@@ -245,7 +245,18 @@ func (n *Node) invalidate(ctx context.Context, e entry, _ control.Command) (cont
 		return control.Result{}, fmt.Errorf("the replica of %s on %s is detached; `marsadm attach %s` first", e.name, n.cfg.Name, e.name)
 	}
 	lost := thrownAway(in)
-	if err := r.do(ctx, r.reset); err != nil {
+	err = r.do(ctx, func() error {
+		undo, err := r.confirmSource(resource.SyncSource(in))
+		if err != nil {
+			return err
+		}
+		if err := r.reset(); err != nil {
+			undo()
+			return err
+		}
+		return nil
+	})
+	if err != nil {
 		return control.Result{}, err
 	}
 	n.log.Warn("replica invalidated by the operator", "res", e.name, "lost", lost)

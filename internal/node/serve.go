@@ -113,6 +113,10 @@ func (n *Node) serveSync(ctx context.Context, conn *transport.Conn, peer cluster
 		fullsync.Refuse(conn, fullsync.CodeNotHere, err)
 		return
 	}
+	if rep.leaving.Load() {
+		fullsync.Refuse(conn, fullsync.CodeInconsistent, errors.New("the replica is about to be thrown away"))
+		return
+	}
 	ctx, end := rep.session.begin(ctx)
 	defer end()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()

@@ -35,6 +35,9 @@ func MayWish(in *Input) error {
 	if !in.Switches.Fetch || !in.Switches.Replay {
 		return errors.New("fetch or replay is paused; up first")
 	}
+	if s := Decide(*in).Split; s != nil {
+		return fmt.Errorf("split brain with node %s: invalidate the side that loses first", s.With)
+	}
 	return HolderReachable(in)
 }
 
@@ -88,15 +91,24 @@ func MayInvalidate(in *Input) error {
 
 // MayLeave refuses what would leave the resource without anybody who may write.
 func MayLeave(in *Input) error {
-	switch l := &in.Local; {
+	switch {
 	case len(in.Peers) == 0:
 		return errors.New("this is the last replica; delete-resource deletes the resource")
-	case l.Writable || in.Designated == in.Self:
+	case in.Local.Writable || in.Designated == in.Self:
 		return errors.New("this node is primary; make another node primary first")
-	case l.Open && l.Sync == nil && l.Path.Holder() == in.Self && Decide(*in).Split == nil && !abandoned(in):
+	case HoldsToken(in):
 		return errors.New("this node holds the right to write; make another node primary first")
 	}
 	return nil
+}
+
+// HoldsToken reports whether the right to write would go with this node. Where its own replica cannot tell, the histories of the others do.
+func HoldsToken(in *Input) bool {
+	if l := &in.Local; l.Open && l.Sync == nil {
+		return l.Path.Holder() == in.Self && Decide(*in).Split == nil && !abandoned(in)
+	}
+	ref := reference(in)
+	return ref != nil && ref.Facts.Path.Holder() == in.Self
 }
 
 // abandoned reports whether another member has gone on without us, so that the token here is worth nothing.

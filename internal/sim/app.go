@@ -40,7 +40,11 @@ func (a *app) run() {
 			}
 		}
 	}
-	w.after(between(w.rng.app, time.Millisecond, a.res.shape.think), a.run)
+	think := a.res.shape.think
+	if w.swarm["idle-app"] {
+		think *= 20
+	}
+	w.after(between(w.rng.app, time.Millisecond, think), a.run)
 }
 
 func (a *app) use(n *node, r *replica) {

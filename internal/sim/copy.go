@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"mars/internal/fullsync"
 	"mars/internal/history"
@@ -237,6 +236,42 @@ func (j *joining) failed(err error) {
 	j.r.n.after(tick, j.r.wake)
 }
 
+// probe asks another member whether the content can be copied from there.
+type probe struct {
+	r    *replica
+	end  *end
+	over bool
+	err  error
+}
+
+var errLeaving = errors.New("the replica is about to be thrown away")
+
+// confirmSource asks from after nobody can copy from here any more; see package node.
+func (r *replica) confirmSource(from string) *probe {
+	p := &probe{r: r}
+	if from == "" {
+		p.failed(errors.New("no reachable member has a consistent replica to copy from"))
+		return p
+	}
+	r.leaving = !r.n.w.canary("hasty-invalidate")
+	r.n.dialSync(r.res, from, nil, p)
+	return p
+}
+
+func (p *probe) wanted() bool                      { return !p.over && p.r.alive() }
+func (p *probe) begun(e *end, _ *fullsync.Session) { p.end = e }
+
+func (p *probe) answered() {
+	p.over = true
+	p.end.close()
+}
+
+func (p *probe) failed(err error) {
+	if !p.over {
+		p.over, p.err, p.r.leaving = true, err, false
+	}
+}
+
 // serveSync lets a member copy the content.
 func (n *node) serveSync(res *simResource, peer *node, e *end) bool {
 	var srv *fullsync.Server
@@ -264,6 +299,9 @@ func (n *node) openSync(res *simResource, peer *node, e *end, payload []byte) (*
 	r, err := n.servable(res, peer)
 	if err != nil {
 		return nil, errors.Join(err, fullsync.Refuse(e, fullsync.CodeNotHere, err))
+	}
+	if r.leaving {
+		return nil, errors.Join(errLeaving, fullsync.Refuse(e, fullsync.CodeInconsistent, errLeaving))
 	}
 	reply, code, err := syncReply(r.vol, req)
 	if err != nil {
@@ -298,11 +336,12 @@ func (n *node) servable(res *simResource, peer *node) (*replica, error) {
 	if e == nil || !e.members[peer.id] {
 		return nil, fmt.Errorf("node %s is no member of the resource, as far as %s knows", peer.id, n.id)
 	}
+	if err := n.meta.batch(); err != nil { // the membership must be known after a crash, too
+		return nil, err
+	}
 	r := n.reps[res.index]
 	if r == nil || r.vol == nil {
 		return nil, fmt.Errorf("the replica on %s is not attached", n.id)
 	}
 	return r, nil
 }
-
-var _ = time.Second

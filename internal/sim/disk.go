@@ -15,7 +15,8 @@ var errNoSpace = syscall.ENOSPC
 type simDisk struct {
 	*blocktest.Disk
 	r      *replica
-	inside bool // a preemption is under way, or must not happen
+	inside bool  // a preemption is under way, or must not happen
+	failed error // of the first flush that has failed: final, as package block has it
 }
 
 // ReadAtNowait is hidden: nothing here is about latency.
@@ -24,6 +25,9 @@ func (d *simDisk) ReadAtNowait([]byte, int64) (bool, error) { return false, nil 
 // WriteAt implements block.Device.
 func (d *simDisk) WriteAt(p []byte, off int64, f block.Flags) error {
 	d.preempt()
+	if d.failed != nil {
+		return d.failed
+	}
 	if d.r.n.w.canary("apply-damage") && len(p) >= 512 {
 		q := append([]byte(nil), p...)
 		q[100] ^= 1
@@ -35,6 +39,9 @@ func (d *simDisk) WriteAt(p []byte, off int64, f block.Flags) error {
 // Discard implements block.Device.
 func (d *simDisk) Discard(off, n int64, f block.Flags) error {
 	d.preempt()
+	if d.failed != nil {
+		return d.failed
+	}
 	return d.Disk.Discard(off, n, f)
 }
 
@@ -44,7 +51,11 @@ func (d *simDisk) Flush() error {
 	if d.r.n.w.canary("skip-flush") {
 		return nil
 	}
-	return d.Disk.Flush()
+	if d.failed == nil {
+		d.failed = d.Disk.Flush()
+		d.r.n.sick[d.r.res.index] = d.r.n.sick[d.r.res.index] || d.failed != nil
+	}
+	return d.failed
 }
 
 // preempt lets an application or a session go on in the middle of what the mover does.

@@ -33,6 +33,7 @@ func (w *World) plagues() {
 	w.plague("log-eio", 20*time.Second, w.failLog)
 	w.plague("bad-fsync", 25*time.Second, w.failSync)
 	w.plague("bit-rot", 30*time.Second, w.rot)
+	w.plague("force", 18*time.Second, w.failover)
 	w.plague("log-full", 20*time.Second, w.fill)
 }
 
@@ -156,12 +157,47 @@ func (w *World) rot(n *node) {
 		return
 	}
 	at := w.rng.fault.Int64N(size)
+	if chance(w.rng.fault, 2) { // near the end of the log, which is not on the disk yet
+		name = dir + "/" + names[len(names)-1]
+		if r := n.reps[i]; r != nil && r.vol != nil {
+			at = min(size-1, 4096+int64(r.vol.Log().End()-r.vol.Log().First())%max(1, size-4096)-w.rng.fault.Int64N(8192))
+		}
+		at = max(0, at)
+	}
 	n.damaged[i] = true
 	w.resources[i].truth.disown(n.id)
 	n.must[i].cut()
 	if err := n.fs.Corrupt(name, at, min(size-at, 1+w.rng.fault.Int64N(8))); err == nil {
 		w.logf("fault: bits rot on %s in %s at %d", n.id, name, at)
 	}
+}
+
+// failover takes a primary away, in one way or another, and has another member forced into its place.
+func (w *World) failover(n *node) {
+	res := w.resources[w.rng.fault.IntN(len(w.resources))]
+	var old *node
+	for _, p := range w.nodes {
+		if r := p.reps[res.index]; p.up && r != nil && r.vol != nil && r.vol.Status().Writable {
+			old = p
+		}
+	}
+	if old == nil || old == n {
+		return
+	}
+	switch w.rng.fault.IntN(4) {
+	case 0:
+		w.strike(old, true)
+	case 1:
+		w.isolate(old)
+	case 2:
+		w.cutOne(old, n)
+	case 3:
+		w.issue(n, res, "pause-fetch")
+		w.after(between(w.rng.fault, 0, 3*time.Second), func() { w.issue(n, res, "primary --force") })
+		w.after(between(w.rng.fault, time.Second, 10*time.Second), func() { w.issue(n, res, "up") })
+		return
+	}
+	w.after(between(w.rng.fault, time.Second, 20*time.Second), func() { w.issue(n, res, "primary --force") })
 }
 
 // fill leaves almost no room on the log file system for a while.

@@ -27,6 +27,10 @@ func (w *World) heal() {
 	}
 	w.phase = 3
 	w.logf("operators help")
+	if w.hopeless() {
+		w.logf("the only copy is damaged: nobody can help")
+		return
+	}
 	end := w.now + helpedFor
 	for w.now < end {
 		w.help()
@@ -58,7 +62,7 @@ func (w *World) repair() {
 		}
 	}
 	for _, n := range w.nodes {
-		if n.up && n.hasFailedLog() {
+		if n.up && n.mustReopen() {
 			w.strike(n, false)
 		}
 		n.restart()
@@ -68,10 +72,16 @@ func (w *World) repair() {
 	w.after(30*time.Second, w.switchOn)
 }
 
-// hasFailedLog: a log whose sync has failed stays so until it is opened again.
-func (n *node) hasFailedLog() bool {
-	for _, r := range n.reps {
-		if r != nil && r.vol != nil && r.vol.Log().Err() != nil {
+// mustReopen: a log or a disk whose sync has failed stays so until it is opened again, and so does a log that could not be read.
+func (n *node) mustReopen() bool {
+	for i, r := range n.reps {
+		if n.sick[i] {
+			return true
+		}
+		if r == nil || r.vol == nil {
+			continue
+		}
+		if st := r.vol.Status(); st.LogErr != nil || st.Defect != nil {
 			return true
 		}
 	}
@@ -193,6 +203,20 @@ func (w *World) needsHelp() string {
 		}
 	}
 	return ""
+}
+
+// hopeless: of some resource there is no intact replica, because bits have rotted in the only copy of the log.
+func (w *World) hopeless() bool {
+	for i, res := range w.resources {
+		if e := w.nodes[0].meta.find(res.id); e != nil && w.survivor(res, e) == nil {
+			for _, n := range w.nodes {
+				if n.damaged[i] {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // help does what an operator does who looks at the states.

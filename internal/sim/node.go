@@ -30,6 +30,8 @@ type node struct {
 	reps      []*replica // by resource; nil where this node has none
 	damaged   []bool     // by resource: bits have rotted, or a device has lied, since the replica was filled
 
+	sick []bool // by resource: a flush of the disk has failed since it was opened
+
 	// The next death.
 	dying bool
 	power bool
@@ -50,6 +52,7 @@ func newNode(w *World, i int) *node {
 	}
 	n.reps = make([]*replica, len(w.resources))
 	n.damaged = make([]bool, len(w.resources))
+	n.sick = make([]bool, len(w.resources))
 	return n
 }
 
@@ -181,9 +184,23 @@ func (n *node) mayDie() bool {
 // armDeath makes the process die at any operation on its file system or disks from now on when the time has come.
 func (n *node) armDeath() {
 	n.fs.Inject(crashfs.Fault{Match: func(crashfs.Op) bool { return n.mayDie() }, Err: crashfs.ErrGone, Sticky: true})
-	for _, d := range n.disks {
-		d.Inject(blocktest.Fault{Match: func(blocktest.Op) bool { return n.mayDie() }, Err: blocktest.ErrGone, Sticky: true})
+	for i := range n.disks {
+		n.armDisk(i)
 	}
+}
+
+func (n *node) armDisk(i int) {
+	n.disks[i].Inject(blocktest.Fault{Match: func(blocktest.Op) bool { return n.mayDie() }, Err: blocktest.ErrGone, Sticky: true})
+}
+
+// openDisk opens a disk as package block does: what a failed flush has dropped is not seen any more.
+func (n *node) openDisk(i int) *blocktest.Disk {
+	if n.sick[i] {
+		n.sick[i] = false
+		n.disks[i] = n.disks[i].CrashKeepingAll()
+		n.armDisk(i)
+	}
+	return n.disks[i]
 }
 
 // die ends the process, or cuts the power of the machine, and plans the restart.

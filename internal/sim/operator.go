@@ -254,7 +254,18 @@ func (r *replica) invalidate(c *command, e *entry) error {
 	if err := resource.MayInvalidate(&in); err != nil {
 		return err
 	}
-	return r.reset()
+	p := r.confirmSource(resource.SyncSource(in))
+	c.poll = func() (bool, error) {
+		switch {
+		case !r.alive() || r.vol == nil && !r.missing:
+			return false, errors.New("it is detached")
+		case !p.over || p.err != nil:
+			return false, p.err
+		}
+		return true, r.reset()
+	}
+	c.undo = func() { r.leaving = false }
+	return nil
 }
 
 func (n *node) joinResource(c *command, res *simResource, e *entry) error {
@@ -295,9 +306,20 @@ func (r *replica) leave(c *command, e *entry) error {
 		{Key: key(r.res.id, "switch", r.n.id), Delete: true},
 		{Key: key(r.res.id, "facts", r.n.id), Delete: true},
 	}
-	err := r.n.meta.batch(changes...)
-	c.poll = func() (bool, error) { return !r.alive(), nil }
-	return err
+	p := &probe{over: true}
+	if in.Local.Open && in.Local.Consistent {
+		p = r.confirmSource(resource.SyncSource(in))
+	}
+	told := false
+	c.poll = func() (bool, error) {
+		if !p.over || p.err != nil || told {
+			return !r.alive(), p.err
+		}
+		told = true
+		return false, r.n.meta.batch(changes...)
+	}
+	c.undo = func() { r.leaving = false }
+	return nil
 }
 
 func (r *replica) resize(c *command, e *entry) error {
@@ -353,7 +375,7 @@ var verbs = []struct {
 
 // operators say something now and then, somewhere.
 func (w *World) operators() {
-	w.after(between(w.rng.op, 100*time.Millisecond, 6*time.Second), w.operators)
+	w.after(between(w.rng.op, 50*time.Millisecond, 3*time.Second), w.operators)
 	if w.phase != 1 {
 		return
 	}

@@ -39,6 +39,7 @@ type replica struct {
 	serving []*logSession
 	copying []*end // sync sessions served
 	syncing bool   // a SyncStep is planned
+	leaving bool   // the content is about to be thrown away: nobody may count on it
 	pausing bool   // a writer waits in the middle of a request
 
 	last     history.Path // of the log, after the event before
@@ -285,6 +286,7 @@ func (r *replica) attach() (bool, error) {
 		return false, nil
 	}
 	r.openedAt = r.n.w.now
+	r.disk = &simDisk{Disk: r.n.openDisk(r.res.index), r: r}
 	v, err := volume.Open(r.config())
 	r.missing = errors.Is(err, volume.ErrNoReplica)
 	r.openErr = ""
@@ -326,7 +328,7 @@ func (r *replica) detach(final bool) error {
 			r.n.w.logf("%s/%s: error while detaching: %v", r.n.id, r.res.id, err)
 		}
 	}
-	r.vol, r.missing = nil, false
+	r.vol, r.missing, r.leaving = nil, false, false
 	return nil
 }
 
@@ -363,10 +365,10 @@ func (n *node) removeLeftovers(res *simResource) {
 
 // reset throws the replica's log and state away, so that it is filled anew.
 func (r *replica) reset() error {
-	cfg := r.config()
 	if err := r.detach(false); err != nil {
 		return err
 	}
+	cfg := r.config()
 	r.n.w.stats.Resets++
 	r.n.w.forget(r)
 	r.res.truth.disown(r.n.id)

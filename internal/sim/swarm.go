@@ -13,7 +13,7 @@ var features = []string{
 	"log-full", "disk-eio", "log-eio", "bad-fsync", "bit-rot", "slow-disk", // storage
 	"primary", "force", "secondary", "invalidate", "pause", "detach", "resize", // operators
 	"rotate", "membership", "two-at-once", "nonsense",
-	"flush", "fua", "discard", "big", "busy-app", "preempt", // applications and scheduling
+	"flush", "fua", "discard", "big", "busy-app", "idle-app", "preempt", // applications and scheduling
 }
 
 // rare features ruin a run for others if they are in most of them.
