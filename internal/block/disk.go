@@ -176,7 +176,8 @@ func (d *Disk) LogicalBlockSize() int64 { return d.unit }
 // Size implements Device. It is rounded down to SectorSize and changes only in Rescan.
 func (d *Disk) Size() int64 { return d.size.Load() }
 
-// Rescan looks whether the disk has grown and returns its size in bytes. A disk that has become smaller is an error; its Size stays.
+// Rescan looks whether the disk has grown and returns its size in bytes. A disk that has become smaller has lost contents, which a later write
+// behind the new end would hide: like a failed Flush that is final, and its Size stays.
 func (d *Disk) Rescan() (int64, error) {
 	now, err := d.currentSize()
 	if err != nil {
@@ -185,7 +186,9 @@ func (d *Disk) Rescan() (int64, error) {
 	for {
 		old := d.Size()
 		if now < old {
-			return old, fmt.Errorf("disk %s: shrunk from %d to %d bytes while in use: %w", d.path, old, now, ErrRange)
+			err := fmt.Errorf("disk %s: shrunk from %d to %d bytes while in use: %w", d.path, old, now, ErrRange)
+			d.failed.CompareAndSwap(nil, &err)
+			return old, err
 		}
 		if d.size.CompareAndSwap(old, now) {
 			return now, nil

@@ -119,6 +119,9 @@ func (d *Disk) Flush() error {
 	if err != nil && !errors.Is(err, ErrClosed) {
 		d.failed.Store(&err)
 	}
+	if err == nil {
+		_, err = d.Rescan()
+	}
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"mars/internal/cluster"
@@ -116,6 +117,9 @@ func (n *Node) setSwitches(ctx context.Context, e entry, c switchCommand) (contr
 	before := e.switchesOf(self)
 	after := before
 	c.change(&after)
+	if in, ok := r.observe(); ok && before.Attach && !after.Attach && len(in.Local.Users) > 0 {
+		return control.Result{}, n.inUse(e, in)
+	}
 	if after != before {
 		if err := n.cluster.Put(key(e.id, "switch", self), encode(after)); err != nil {
 			return control.Result{}, err
@@ -136,6 +140,12 @@ func (n *Node) setSwitches(ctx context.Context, e entry, c switchCommand) (contr
 		err = errors.Join(err, n.cluster.Put(key(e.id, "switch", self), encode(before)))
 	}
 	return control.Result{}, err
+}
+
+// inUse names who keeps the device from being closed.
+func (n *Node) inUse(e entry, in resource.Input) error {
+	return fmt.Errorf("the device of %s on %s is in use: %s; close it first (`marsadm wait-umount %s` waits for that)", e.name, n.cfg.Name,
+		strings.Join(in.Local.Users, ", "), e.name)
 }
 
 // mine returns the runner of a resource that this node must be a member of.

@@ -39,13 +39,12 @@ func (r *runner) confirmSource(from string) (undo func(), err error) {
 	if from == "" {
 		return nil, errNoSource
 	}
-	rep := r.replica()
-	if rep == nil {
-		return nil, errors.New("it is detached")
+	undo = func() {}
+	if rep := r.replica(); rep != nil {
+		rep.leaving.Store(true)
+		undo = func() { rep.leaving.Store(false) }
 	}
-	rep.leaving.Store(true)
-	undo = func() { rep.leaving.Store(false) }
-	conn, err := r.n.cluster.DialNode(rep.ctx, transport.Sync, from)
+	conn, err := r.n.cluster.DialNode(r.ctx, transport.Sync, from)
 	if err == nil {
 		defer conn.Close()
 		_, _, err = fullsync.Open(conn, fullsync.OpenRequest{Resource: r.id})

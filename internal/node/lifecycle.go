@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -43,7 +44,26 @@ func (n *Node) createReplica(c control.Command) (size int64, id string, err erro
 	if err != nil {
 		return 0, "", err
 	}
-	defer disk.Close()
+	size, id, err = n.fillReplica(c, disk)
+	// The disk must be free before the metadata make the runner open it.
+	if err := errors.Join(err, disk.Close()); err != nil {
+		return 0, "", err
+	}
+	path, err := filepath.Abs(c.Disk)
+	if err != nil {
+		return 0, "", err
+	}
+	self := n.self()
+	return size, id, n.cluster.Batch([]meta.Change{
+		{Key: key(id, "primary"), Value: encode(self)},
+		{Key: key(id, "member", self), Value: encode(memberRecord{Disk: path})},
+		{Key: key(id, "switch", self), Value: encode(resource.AllOn)},
+		{Key: key(id, "name"), Value: encode(c.Resource)},
+	})
+}
+
+// fillReplica writes the state and the log of the first replica of a new resource.
+func (n *Node) fillReplica(c control.Command, disk *block.Disk) (size int64, id string, err error) {
 	size = disk.Size() / block.SectorSize * block.SectorSize
 	if c.Size != 0 {
 		if c.Size%block.SectorSize != 0 || c.Size > size {
@@ -60,24 +80,8 @@ func (n *Node) createReplica(c control.Command) (size int64, id string, err erro
 	if err != nil {
 		return 0, "", err
 	}
-	self := n.self()
-	err = vol.Activate(self, history.Timeline{ID: newTimelineID(), Stamp: n.stamps.next()})
-	if e := vol.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return 0, "", err
-	}
-	path, err := filepath.Abs(c.Disk)
-	if err != nil {
-		return 0, "", err
-	}
-	return size, id, n.cluster.Batch([]meta.Change{
-		{Key: key(id, "primary"), Value: encode(self)},
-		{Key: key(id, "member", self), Value: encode(memberRecord{Disk: path})},
-		{Key: key(id, "switch", self), Value: encode(resource.AllOn)},
-		{Key: key(id, "name"), Value: encode(c.Resource)},
-	})
+	err = vol.Activate(n.self(), history.Timeline{ID: newTimelineID(), Stamp: n.stamps.next()})
+	return size, id, errors.Join(err, vol.Close())
 }
 
 // joinResource adds a replica here. It returns when the sync has begun; wait-resource NAME uptodate waits for its end.
@@ -199,8 +203,8 @@ func (n *Node) confirmLeave(ctx context.Context, e entry) (undo func(), err erro
 		return nil, err
 	}
 	in, ok := r.observe()
-	if !ok || !in.Local.Open || !in.Local.Consistent {
-		return undo, nil // nothing is lost here
+	if !ok || !resource.WorthKeeping(&in) {
+		return undo, nil
 	}
 	err = r.do(ctx, func() (err error) {
 		undo, err = r.confirmSource(resource.SyncSource(in))

@@ -134,13 +134,8 @@ func (rep *replica) close() error {
 	return errors.Join(err, rep.disk.Close())
 }
 
-func (rep *replica) diskSize() int64 {
-	size, err := rep.disk.Rescan()
-	if err != nil {
-		return rep.disk.Size()
-	}
-	return size
-}
+// diskSize looks at the disk as it is now. The error says that it cannot be trusted any more.
+func (rep *replica) diskSize() (int64, error) { return rep.disk.Rescan() }
 
 // follow hands a new decision to the workers. The runner's lock is held.
 func (rep *replica) follow(in resource.Input, plan resource.Plan) {

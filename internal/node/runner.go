@@ -167,7 +167,8 @@ func (r *runner) local() resource.Local {
 	if rep == nil {
 		return l
 	}
-	l.DiskSize = rep.diskSize()
+	var diskErr error
+	l.DiskSize, diskErr = rep.diskSize()
 	vol := r.volume()
 	if vol == nil {
 		return l
@@ -177,6 +178,9 @@ func (r *runner) local() resource.Local {
 	l.Backlog = int64(l.Path.End-l.Applied.LSN) > r.n.cfg.WritebackLimitBytes
 	l.Device, l.Users = rep.deviceAndUsers()
 	rep.describe(&l)
+	if diskErr != nil && l.ApplyErr == nil {
+		l.ApplyErr = diskErr
+	}
 	return l
 }
 

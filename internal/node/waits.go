@@ -124,7 +124,11 @@ func (n *Node) resize(_ context.Context, e entry, c control.Command) (control.Re
 	if v == nil || !v.Status().Writable {
 		return control.Result{}, fmt.Errorf("node %s is not primary of %s: resize is the primary's", n.cfg.Name, e.name)
 	}
-	room, where := rep.diskSize(), n.cfg.Name
+	where := n.cfg.Name
+	room, err := rep.diskSize()
+	if err != nil {
+		return control.Result{}, err
+	}
 	for node := range e.members {
 		if node == n.self() {
 			continue

@@ -198,12 +198,26 @@ func (v *Volume) endSyncIfReached() error {
 		return nil
 	}
 	strange := s.strange(&v.st.Applied)
-	if strange == nil {
-		v.st.Sync = nil
-	}
 	v.mu.Unlock()
 	if strange != nil {
 		return fmt.Errorf("the copy may contain changes up to %v, which the history here does not contain: %w", *strange, translog.ErrDiverged)
 	}
-	return v.saveState()
+	return v.endSync()
+}
+
+// endSync ends it in the file first: nobody may hear of a consistent replica that a crash could take back. applyMu is held.
+func (v *Volume) endSync() error {
+	durable := v.log.Durable()
+	v.mu.Lock()
+	v.st.Durable = max(v.st.Durable, durable)
+	st := v.st.clone()
+	v.mu.Unlock()
+	st.Sync = nil
+	if err := st.save(v.cfg); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.st.Sync, v.saved = nil, st.Applied.End
+	v.mu.Unlock()
+	return nil
 }

@@ -217,9 +217,20 @@ func (v *Volume) Close() error {
 	v.logMu.Lock()
 	defer v.logMu.Unlock()
 	err := v.checkpoint()
+	if err == nil && v.knowsMoreDurable() {
+		err = v.saveState() // else later damage there would look like a tail that was never durable
+	}
 	err = errors.Join(err, v.log.Close())
 	v.waiters.fail(errClosed)
 	return err
+}
+
+// knowsMoreDurable reports whether more of the log is durable than the state file says.
+func (v *Volume) knowsMoreDurable() bool {
+	durable, failed := v.log.Durable(), v.log.Err()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return failed == nil && durable > v.st.Durable
 }
 
 var errClosed = fmt.Errorf("volume: %w", block.ErrClosed)

@@ -71,9 +71,7 @@ func TestLogDamagedOnSecondary(t *testing.T) {
 	w.net.Isolate(b.name)
 	b.start()
 	b.do("resume-replay", res)
-	m := b.awaitSelf(res, "replay has come to the damage", func(m control.Member) bool {
-		return isDefective(m) || m.Consistent && m.AppliedLSN == m.EndLSN
-	})
+	m := b.awaitSelf(res, "the damage is reported", isDefective)
 	if m.AppliedLSN >= end {
 		t.Errorf("what is behind the damage was applied: %+v", m)
 	}

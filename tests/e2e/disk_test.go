@@ -9,6 +9,21 @@ import (
 	"mars/tests/stamp"
 )
 
+// TestDiskShrinks: somebody truncates the file below a replica. What was in the end is gone, and writing there again would hide that.
+func TestDiskShrinks(t *testing.T) {
+	t.Parallel()
+	_, a, b := pair(t)
+	j := &stamp.Journal{}
+	application := a.starts(res, j)
+	application.runs(100)
+	if err := os.Truncate(b.diskOf(res), volumeSize/4); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitSelf(res, "the disk is reported as broken", func(m control.Member) bool { return m.DiskState == control.DiskError })
+	application.runs(100)
+	application.stops()
+}
+
 // TestWrongDisks: disks that cannot be used are refused by name, and a refusal leaves nothing behind.
 func TestWrongDisks(t *testing.T) {
 	t.Parallel()
