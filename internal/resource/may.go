@@ -108,7 +108,16 @@ func HoldsToken(in *Input) bool {
 		return l.Path.Holder() == in.Self && Decide(*in).Split == nil && !abandoned(in)
 	}
 	ref := reference(in)
-	return ref != nil && ref.Facts.Path.Holder() == in.Self
+	if ref == nil {
+		return WorthKeeping(in)
+	}
+	return ref.Facts.Path.Holder() == in.Self
+}
+
+// WorthKeeping reports whether this node's replica may be one that others can be filled from. Of a detached one nobody knows better.
+func WorthKeeping(in *Input) bool {
+	l := &in.Local
+	return l.Open && l.Consistent || !l.Open && !l.Missing
 }
 
 // abandoned reports whether another member has gone on without us, so that the token here is worth nothing.
