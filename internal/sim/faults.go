@@ -202,7 +202,9 @@ func (w *World) failover(n *node) {
 
 // fill leaves almost no room on the log file system for a while.
 func (w *World) fill(n *node) {
+	n.quiet++
 	sp, err := n.fs.Space(".")
+	n.quiet--
 	if err != nil {
 		return
 	}

@@ -197,7 +197,7 @@ func (w *World) needsHelp() string {
 				return "a replica was thrown away"
 			case n.damaged[r.res.index]:
 				return "a log is damaged"
-			case l.Orphan && w.swarm["log-full"]:
+			case l.Orphan && w.gaveUp:
 				return "log was given up for want of space"
 			}
 		}
@@ -291,6 +291,14 @@ func (w *World) invalidateOthers(res *simResource, e *entry, keep *replica) {
 func (w *World) state() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s", w.converged())
+	for _, n := range w.nodes {
+		for _, g := range n.gossip {
+			if g.peer != n {
+				fmt.Fprintf(&b, "\n    %s -> %s: alive=%v conn=%v dialing=%v sent=%d of %d heard=%v", n.id, g.peer.id, g.alive(), g.conn != nil, g.dialing,
+					g.sent, n.meta.tree.Seq(), g.heard)
+			}
+		}
+	}
 	for _, res := range w.resources {
 		for _, n := range w.nodes {
 			r := n.reps[res.index]

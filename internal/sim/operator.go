@@ -307,7 +307,7 @@ func (r *replica) leave(c *command, e *entry) error {
 		{Key: key(r.res.id, "facts", r.n.id), Delete: true},
 	}
 	p := &probe{over: true}
-	if in.Local.Open && in.Local.Consistent {
+	if resource.WorthKeeping(&in) {
 		p = r.confirmSource(resource.SyncSource(in))
 	}
 	told := false

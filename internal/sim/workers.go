@@ -198,6 +198,7 @@ func (r *replica) housekeep() {
 	}
 	if after := r.vol.Log().First(); after != before {
 		r.n.w.logf("%s/%s: deletes log below LSN %d", r.n.id, r.res.id, after)
+		r.n.w.gaveUp = r.n.w.gaveUp || after > resource.LogNeeded(r.in)
 		r.n.w.checkDeleted(r, after, tight)
 	}
 }

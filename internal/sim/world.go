@@ -33,6 +33,7 @@ type World struct {
 	net       *network
 	logLimit  int64
 	chaosTime time.Duration
+	gaveUp    bool // log was deleted that a member needs, for want of space
 }
 
 // simResource is one replicated device.
