@@ -153,6 +153,9 @@ func (n *Node) startRunner(id string) {
 // endRunner tears the replica of a resource down that this node is no member of any more. The disk keeps its content.
 func (n *Node) endRunner(r *runner) {
 	r.close()
+	if n.cluster.ID() != "" && !n.cluster.Evicted() {
+		n.removeReplica(r.id) // before the runner is gone: who waits for that finds nothing left
+	}
 	n.mu.Lock()
 	delete(n.runners, r.id)
 	n.mu.Unlock()
@@ -172,15 +175,21 @@ func (n *Node) removeLeftovers() {
 		n.log.Error("cannot list replicas", "dir", n.store.dir, "err", err)
 		return
 	}
-	self := n.self()
 	for _, id := range names {
-		// The membership itself is asked, not the catalog, which leaves out what it cannot read.
-		if _, _, member := n.cluster.Get(key(id, "member", self)); member || n.runner(id) != nil {
-			continue
+		if n.runner(id) == nil {
+			n.removeReplica(id)
 		}
-		if err := os.RemoveAll(filepath.Join(n.store.dir, id)); err != nil {
-			n.log.Error("cannot remove the log of a former membership", "dir", filepath.Join(n.store.dir, id), "err", err)
-		}
+	}
+}
+
+// removeReplica deletes state and log of a resource unless this node is a member of it. The membership itself is asked, not the catalog, which
+// leaves out what it cannot read.
+func (n *Node) removeReplica(id string) {
+	if _, _, member := n.cluster.Get(key(id, "member", n.self())); member {
+		return
+	}
+	if err := os.RemoveAll(filepath.Join(n.store.dir, id)); err != nil {
+		n.log.Error("cannot remove the log of a former membership", "dir", filepath.Join(n.store.dir, id), "err", err)
 	}
 }
 
