@@ -196,6 +196,8 @@ func (j *Journal) Check(img Image, must Time) error {
 // possible checks one sector for itself.
 func (j *Journal) possible(s int64, seq uint64) error {
 	switch {
+	case seq == 0 && j.base != nil && j.base[s] != 0 && !j.zeroed(s, 0):
+		return fmt.Errorf("sector %d is zero, but held write %d and nobody has zeroed it since", s, j.base[s])
 	case seq == 0:
 		return nil
 	case seq > uint64(len(j.writes)):
@@ -230,8 +232,13 @@ func (j *Journal) notOlder(s int64, has uint64, w *write) bool {
 	if has != 0 {
 		return has > uint64(j.since) && j.writes[has-1].ended >= w.issued
 	}
+	return j.zeroed(s, w.issued)
+}
+
+// zeroed reports whether a write of zeroes that may have happened after a moment went to the sector.
+func (j *Journal) zeroed(s int64, after Time) bool {
 	for i := j.since; i < len(j.writes); i++ {
-		if z := &j.writes[i]; z.zero && s >= z.first && s < z.first+z.n && z.ended >= w.issued {
+		if z := &j.writes[i]; z.zero && s >= z.first && s < z.first+z.n && z.ended >= after {
 			return true
 		}
 	}

@@ -141,3 +141,20 @@ func TestThrownAwayStaysAway(t *testing.T) {
 	lost()
 	w.wantErr(w.j.Now(), "thrown away")
 }
+
+// What was there when the journal was told the truth must not vanish, unless somebody zeroes it.
+func TestAdoptedContentMustStay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.write(3, 2)()
+	img, err := ReadImage(bytes.NewReader(w.disk), diskSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.j.Adopt(img)
+	w.wantOK(w.j.Now())
+	clear(w.disk[4*SectorSize : 5*SectorSize])
+	w.wantErr(0, "nobody has zeroed it")
+	w.j.IssueZeroes(4*SectorSize, SectorSize)
+	w.wantOK(w.j.Now())
+}
