@@ -380,6 +380,12 @@ func follow(in *Input, p *Plan) {
 		return
 	}
 	r := history.Compare(&in.Local.Path, &ref.Facts.Path)
+	if in.forcedInVain(ref, &r) {
+		if in.Switches.Fetch {
+			p.DropTail = &r.Fork
+		}
+		return
+	}
 	if !r.Unrelated && (r.TailA == 0 || r.TailB == 0) {
 		p.Fetch = fetchIfOn(in, &ref.Facts.Path)
 		return
@@ -398,6 +404,17 @@ func follow(in *Input, p *Plan) {
 		return
 	}
 	p.WaitsFor = "node " + ref.Node + " to take back an empty timeline"
+}
+
+// forcedInVain reports whether our tail, without data, begins with a timeline that was forced off the one that ref is still primary on. ref will
+// never follow it, and has not yet written what excludes it. Nothing can be lost: our log up to the fork is all of ref's that is known.
+func (in *Input) forcedInVain(ref *Peer, r *history.Relation) bool {
+	if r.Unrelated || r.TailA == 0 || r.TailB > 0 || r.ModifiedA || !ref.Facts.Writable || !authoritative(in, ref) {
+		return false
+	}
+	return slices.ContainsFunc(in.Local.Path.Timelines, func(t history.Timeline) bool {
+		return t.Forced && t.Parent == r.Fork.Timeline && t.Switch == r.Fork.LSN
+	})
 }
 
 func fetchIfOn(in *Input, ref *history.Path) string {

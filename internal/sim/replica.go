@@ -228,6 +228,7 @@ func (r *replica) act(in resource.Input, p resource.Plan) (bool, error) {
 		w.logf("%s/%s: drops its tail of %d bytes behind LSN %d", r.n.id, r.res.id, in.Local.Path.End-p.DropTail.LSN, p.DropTail.LSN)
 		w.stats.DropTails++
 		r.pauseSessions()
+		r.n.must[r.res.index].cut() // whether there were data is checked when the event is over
 		return true, r.dropTail(*p.DropTail)
 	case resource.ActShow:
 		r.show()
