@@ -117,8 +117,10 @@ func (n *Node) setSwitches(ctx context.Context, e entry, c switchCommand) (contr
 	before := e.switchesOf(self)
 	after := before
 	c.change(&after)
-	if in, ok := r.observe(); ok && before.Attach && !after.Attach && len(in.Local.Users) > 0 {
-		return control.Result{}, n.inUse(e, in)
+	if before.Attach && !after.Attach {
+		if err := r.deviceFree(ctx); err != nil {
+			return control.Result{}, err
+		}
 	}
 	if after != before {
 		if err := n.cluster.Put(key(e.id, "switch", self), encode(after)); err != nil {
@@ -142,10 +144,23 @@ func (n *Node) setSwitches(ctx context.Context, e entry, c switchCommand) (contr
 	return control.Result{}, err
 }
 
-// inUse names who keeps the device from being closed.
-func (n *Node) inUse(e entry, in resource.Input) error {
-	return fmt.Errorf("the device of %s on %s is in use: %s; close it first (`marsadm wait-umount %s` waits for that)", e.name, n.cfg.Name,
-		strings.Join(in.Local.Users, ", "), e.name)
+// lingering is how long a user of a device may take to go away: a client that has just closed its connection, udev looking at what changed.
+const lingering = 2 * time.Second
+
+// deviceFree returns nil when the device has no users, or an error that names them.
+func (r *runner) deviceFree(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lingering)
+	defer cancel()
+	for {
+		in, ok := r.observe()
+		if !ok || len(in.Local.Users) == 0 {
+			return nil
+		}
+		if pauseOr(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("the device of %s on %s is in use: %s; close it first (`marsadm wait-umount %s` waits for that)", r.name(), r.n.cfg.Name,
+				strings.Join(in.Local.Users, ", "), r.name())
+		}
+	}
 }
 
 // mine returns the runner of a resource that this node must be a member of.

@@ -205,8 +205,8 @@ func (n *Node) secondary(ctx context.Context, e entry, _ control.Command) (contr
 		return control.Result{}, err
 	}
 	self := n.self()
-	if in, ok := r.observe(); ok && len(in.Local.Users) > 0 {
-		return control.Result{}, n.inUse(e, in)
+	if err := r.deviceFree(ctx); err != nil {
+		return control.Result{}, err
 	}
 	if e.designated == self {
 		if err := n.cluster.PutAfter(key(e.id, "primary"), encode(""), e.since); err != nil {
