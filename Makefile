@@ -2,8 +2,9 @@
 GO ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 FUZZ_SECONDS ?= 3
-SEED ?=
+SEED ?= 1
 RUNS ?= 200
+DURATION ?= 30m
 
 .DEFAULT_GOAL := help
 
@@ -46,10 +47,16 @@ fuzz: ## every decoder for FUZZ_SECONDS
 e2e: ## real daemons, file systems and NBD clients
 	$(GO) test -count=1 -timeout 20m ./tests/...
 
+sim: ## RUNS clusters from SEED on, simulated; one that fails prints how to replay it
+	$(GO) run ./internal/sim/cmd/marssim -seed $(SEED) -runs $(RUNS)
+
+soak: ## real daemons, file systems and a database under random disasters for DURATION
+	MARS_SOAK_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./tests/e2e
+
 bench: build ## against qemu-nbd, nbdkit, rsync: a table of ratios
 	$(GO) run ./bench
 
 clean: ## remove what was built
 	rm -rf bin bench/tmp
 
-.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e bench clean
+.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e sim soak bench clean
