@@ -1,7 +1,7 @@
 # Everything that can be done here; `make help` lists it.
 GO ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
-FUZZ_SECONDS ?= 3
+FUZZ ?= 5000x
 SEED ?= 1
 RUNS ?= 200
 DURATION ?= 30m
@@ -41,8 +41,8 @@ unit: ## unit, property, scenario, crash and simulator tests
 race: ## the same under the race detector
 	CGO_ENABLED=1 $(GO) test -count=1 -race -short ./internal/... ./cmd/...
 
-fuzz: ## every decoder for FUZZ_SECONDS
-	./scripts/fuzz.sh $(FUZZ_SECONDS)
+fuzz: ## every decoder with FUZZ inputs (5000x) or for FUZZ time (60s)
+	./scripts/fuzz.sh $(FUZZ)
 
 e2e: ## real daemons, file systems and NBD clients
 	$(GO) test -count=1 -timeout 20m ./tests/...
