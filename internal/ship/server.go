@@ -58,10 +58,10 @@ func codeOf(err error) string {
 	switch {
 	case errors.Is(err, translog.ErrGone):
 		return CodeGone
+	case errors.Is(err, translog.ErrDefective): // also when it may have diverged: the fetcher asks somebody else
+		return CodeDamaged
 	case errors.Is(err, translog.ErrDiverged):
 		return CodeDiverged
-	case errors.Is(err, translog.ErrDefective):
-		return CodeDamaged
 	}
 	return CodeError
 }

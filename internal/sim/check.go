@@ -186,6 +186,31 @@ func (w *World) checkRecovery(r *replica, kill bool) {
 	w.checkImage(r, v)
 }
 
+// checkAhead (I2): what is written to the disk is durable in the log here: if the power were cut now, and by luck the disk had got everything,
+// the log would still tell how to become consistent. During a copy the disk is inconsistent anyway.
+func (w *World) checkAhead(r *replica) {
+	st := r.vol.Status()
+	if !st.Consistent || st.Defect != nil || st.LogErr != nil || r.n.damaged[r.res.index] {
+		return
+	}
+	fs := r.n.fs.Clone().CrashLosingAll()
+	fs.SetQuota(1 << 40)
+	c := r.config()
+	c.FS, c.Disk, c.Reserve, c.Pause = fs, r.n.disks[r.res.index].Clone().CrashKeepingAll(), nil, nil
+	c.Stamp = func() int64 { return 0 }
+	w.stats.Clones++
+	v, err := volume.Open(c)
+	if err != nil {
+		w.failf("I2", "%s/%s: the disk is written, and the log could not be opened after a power cut now: %v", r.n.id, r.res.id, err)
+		return
+	}
+	defer v.Close()
+	if now := v.Status(); !now.Consistent {
+		w.failf("I2", "%s/%s: the disk is written, and after a power cut now the log would end at LSN %d, before what the disk may have", r.n.id,
+			r.res.id, now.Path.End)
+	}
+}
+
 // checkPromise (I4): what must be there is there.
 func (w *World) checkPromise(r *replica, st *volume.Status, kill bool) {
 	p := r.n.must[r.res.index]
@@ -235,6 +260,7 @@ func (w *World) compare(r *replica, dev interface{ ReadAt([]byte, int64) error }
 	got, err := readImage(dev, uint32(r.res.index), int64(len(want))*block.SectorSize)
 	if err != nil {
 		w.failf("I1", "%s/%s: cannot read: %v", r.n.id, r.res.id, err)
+		return
 	}
 	if i := got.differs(want); i >= 0 {
 		w.failf("I1", "%s/%s: claims to be at %v, but sector %d is write %d and not %d", r.n.id, r.res.id, at, i, int64(got[i]), int64(want[i]))
@@ -271,6 +297,7 @@ func (w *World) checkSent(r *replica, sent history.LSN) {
 	v, err := volume.Open(c)
 	if err != nil {
 		w.failf("I3", "%s/%s: could not be opened after a crash right after it has sent log: %v", r.n.id, r.res.id, err)
+		return
 	}
 	defer v.Close()
 	if end := v.Log().End(); end < sent {

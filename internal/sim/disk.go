@@ -33,7 +33,11 @@ func (d *simDisk) WriteAt(p []byte, off int64, f block.Flags) error {
 		q[100] ^= 1
 		p = q
 	}
-	return d.Disk.WriteAt(p, off, f)
+	err := d.Disk.WriteAt(p, off, f)
+	if w := d.r.n.w; err == nil && d.r.vol != nil && !d.r.n.dying && chance(w.rng.check, 40) {
+		w.checkAhead(d.r)
+	}
+	return err
 }
 
 // Discard implements block.Device.

@@ -161,6 +161,9 @@ type sink struct{ r *replica }
 
 func (s sink) Ingest(records []byte) error {
 	r := s.r
+	if r.n.w.canary("apply-unverified") {
+		records = forge(records, r.vol.Log().EndPosition().Digest)
+	}
 	if err := r.vol.Ingest(records); err != nil {
 		return err
 	}

@@ -196,6 +196,9 @@ func (r *replica) remember(in resource.Input, plan resource.Plan) {
 // act does the next thing that the plan asks for, as package node's runner does.
 func (r *replica) act(in resource.Input, p resource.Plan) (bool, error) {
 	w := r.n.w
+	if p.Split != nil && !in.Local.Writable && w.canary("drop-data") {
+		r.dropSide(p.Split)
+	}
 	action := resource.Next(&in.Local, &p)
 	switch action {
 	case resource.ActStop:
@@ -392,11 +395,16 @@ func (r *replica) pauseSessions() {
 	r.serving, r.copying = nil, nil
 }
 
-func (r *replica) dropTail(pos history.Position) error {
-	if r.n.w.canary("drop-data") {
-		return r.vol.Log().TruncateTo(pos)
+func (r *replica) dropTail(pos history.Position) error { return r.vol.DropTail(pos) }
+
+// dropSide is the bug behind a canary: one side of a split brain gives way although it has data.
+func (r *replica) dropSide(s *resource.Split) {
+	p := r.vol.Log().Path()
+	if t, ok := p.At(s.Fork); ok {
+		if pos, ok := r.res.truth.chapters[t.ID].positionAt(s.Fork); ok {
+			r.vol.Log().TruncateTo(pos)
+		}
 	}
-	return r.vol.DropTail(pos)
 }
 
 const publishEvery = 250 * time.Millisecond

@@ -146,7 +146,8 @@ func (l *Log) checkChain(pos history.Position) error {
 	}
 	h, err := decode(b[:], pos.LSN)
 	if err != nil {
-		return fmt.Errorf("position %v is no record boundary here (%w): %w", pos, err, ErrDiverged)
+		// The position is on this history, so there was a record. Who has other bytes in the same place has another log, or this one is damaged.
+		return fmt.Errorf("position %v is no record boundary here (%w): %w", pos, defect(pos.LSN, err), ErrDiverged)
 	}
 	if chain(pos.Digest, b[:]) != h.Chain {
 		return fmt.Errorf("what was logged before position %v differs: %w", pos, ErrDiverged)

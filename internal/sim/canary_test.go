@@ -1,0 +1,68 @@
+package sim
+
+import (
+	"slices"
+	"testing"
+)
+
+// canaries are bugs that can be built into the simulated nodes, and the checker that has to notice.
+var canaries = []struct {
+	bug     string
+	checker string
+}{
+	{"apply-damage", "I1"},     // what is written to the disk is not what the log says
+	{"skip-flush", "I1"},       // the checkpoint moves before the disk is flushed
+	{"lying-sync", "I2"},       // the log is said to be durable and is not: the disk gets ahead of it
+	{"lying-sync", "I3"},       // the same: it leaves the node
+	{"early-flush", "I4"},      // a flush is answered at once
+	{"steal-token", "I5"},      // timelines are opened by force that nobody has asked for
+	{"drop-data", "I6"},        // a tail is cut although there are data in it
+	{"apply-unverified", "I7"}, // fetched log is not what the origin has logged
+	{"meta-drop", "I8"},        // wishes never arrive at other nodes
+	{"delete-needed", "I9"},    // log is deleted as soon as it is on the own disk
+	{"silent-wait", "I11"},     // nobody says what is waited for
+	{"hasty-invalidate", "I8"}, // two members throw their replicas away, each counting on the other one
+}
+
+// TestCanaries: each checker notices the bug that it is there for.
+func TestCanaries(t *testing.T) {
+	t.Parallel()
+	for _, c := range canaries {
+		t.Run(c.bug+"/"+c.checker, func(t *testing.T) {
+			t.Parallel()
+			for seed := uint64(1); seed <= 400; seed++ {
+				r := Run(Options{Seed: seed, Canary: c.bug, Only: c.checker})
+				if r.Failure != nil && r.Failure.Checker == c.checker {
+					t.Logf("seed %d: %v", seed, r.Failure)
+					return
+				}
+			}
+			t.Error("not noticed")
+		})
+	}
+}
+
+// TestShrink: what has nothing to do with a failure is left out.
+func TestShrink(t *testing.T) {
+	t.Parallel()
+	o := Options{Seed: 1, Canary: "early-flush", Only: "I4"}
+	r := Run(o)
+	for ; r.Failure == nil; r = Run(o) {
+		o.Seed++
+	}
+	small, off := Shrink(o, r)
+	if small.Failure == nil || small.Failure.Checker != "I4" {
+		t.Fatalf("the shrunk run does not fail: %v", small.Failure)
+	}
+	if len(small.Active)+len(off) != len(r.Active) {
+		t.Errorf("%d features, %d left out, %d remain", len(r.Active), len(off), len(small.Active))
+	}
+	if slices.Contains(off, "flush") {
+		t.Error("it fails without flushes")
+	}
+	again := o
+	again.Off = off
+	if x := Run(again); x.Hash != small.Hash {
+		t.Error("the shrunk run does not come back")
+	}
+}
