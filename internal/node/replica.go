@@ -125,7 +125,7 @@ func (rep *replica) startWorkers(vol *volume.Volume) {
 func (rep *replica) close() error {
 	rep.abortFronts()
 	rep.stop(errClosed)
-	rep.pauseSessions()
+	rep.session.pause()
 	var err error
 	if rep.vol != nil {
 		err = rep.vol.Close()

@@ -241,7 +241,7 @@ func (r *runner) act(in resource.Input, p resource.Plan) (bool, error) {
 // dropTail must not meet sessions that read the tail.
 func (r *runner) dropTail(pos history.Position) error {
 	rep := r.replica()
-	rep.pauseSessions()
+	defer rep.session.pause()()
 	return rep.vol.DropTail(pos)
 }
 

@@ -18,14 +18,20 @@ type sessions struct {
 	mu     sync.Mutex
 	cancel map[int]context.CancelCauseFunc
 	next   int
-	wg     sync.WaitGroup
+	paused bool
+	wg     sync.WaitGroup // grows only while not paused
 }
 
-// begin registers a session; end must be called when it is over.
-func (s *sessions) begin(ctx context.Context) (_ context.Context, end func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
+var errPaused = errors.New("the log here is being changed")
+
+// begin registers a session; end must be called when it is over. While sessions are paused none begins.
+func (s *sessions) begin(ctx context.Context) (_ context.Context, end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.paused {
+		return nil, nil, errPaused
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
 	if s.cancel == nil {
 		s.cancel = map[int]context.CancelCauseFunc{}
 	}
@@ -39,20 +45,23 @@ func (s *sessions) begin(ctx context.Context) (_ context.Context, end func()) {
 		delete(s.cancel, id)
 		s.mu.Unlock()
 		s.wg.Done()
-	}
+	}, nil
 }
 
-var errPaused = errors.New("the log here is being changed")
-
-// pauseSessions ends all sessions and returns when they have ended. The peers come back by themselves.
-func (rep *replica) pauseSessions() {
-	s := &rep.session
+// pause ends all sessions and returns when they have ended; resume lets new ones begin. The peers come back by themselves.
+func (s *sessions) pause() (resume func()) {
 	s.mu.Lock()
+	s.paused = true
 	for _, c := range s.cancel {
 		c(errPaused)
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
+	return func() {
+		s.mu.Lock()
+		s.paused = false
+		s.mu.Unlock()
+	}
 }
 
 // serveLog lets a member fetch the log (invariant I10: nobody else).
@@ -67,7 +76,11 @@ func (n *Node) serveLog(ctx context.Context, conn *transport.Conn, peer cluster.
 		ship.Refuse(conn, ship.CodeNotHere, err)
 		return
 	}
-	ctx, end := rep.session.begin(ctx)
+	ctx, end, err := rep.session.begin(ctx)
+	if err != nil {
+		ship.Refuse(conn, ship.CodeError, err)
+		return
+	}
 	defer end()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer rep.vol.WantDurable()()
@@ -117,7 +130,11 @@ func (n *Node) serveSync(ctx context.Context, conn *transport.Conn, peer cluster
 		fullsync.Refuse(conn, fullsync.CodeInconsistent, errors.New("the replica is about to be thrown away"))
 		return
 	}
-	ctx, end := rep.session.begin(ctx)
+	ctx, end, err := rep.session.begin(ctx)
+	if err != nil {
+		fullsync.Refuse(conn, fullsync.CodeError, err)
+		return
+	}
 	defer end()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	reply, code, err := syncReply(rep.vol, req)
