@@ -34,48 +34,76 @@ func (s *soak) misfortune() {
 	}
 }
 
-// killSome kills some or all daemons at once and starts them again, in any order and perhaps with less room for logs. The roles come back by
-// themselves, and everything acknowledged is there.
+// killSome kills some or all daemons at once and starts them again. The roles come back by themselves, and everything acknowledged is there.
 func (s *soak) killSome() {
 	s.t.Helper()
 	victims := s.shuffled(slices.Clone(s.w.nodes))[:1+s.rnd.IntN(3)]
 	bad := s.maybeDamage(victims[0])
 	s.say("kill %s, with %s", nodeNames(victims), bad.what)
 	s.pause(0, 500*time.Millisecond)
-	s.kill(victims...)
+	down := s.kill(victims...)
+	s.pause(0, 2*time.Second)
+	s.restart(victims)
+	s.goOn(down)
+	bad.heal()
+}
+
+// kill kills daemons, or stops one in an orderly way, and returns the volumes whose applications have lost their device.
+func (s *soak) kill(victims ...*node) []*soakVolume {
+	s.t.Helper()
+	if len(victims) == 1 && s.rnd.IntN(4) == 0 {
+		s.stops++
+		victims[0].stop()
+	} else {
+		for _, x := range victims {
+			s.kills++
+			x.signal(syscall.SIGKILL)
+		}
+		for _, x := range victims {
+			x.reap()
+		}
+	}
 	var down []*soakVolume
 	for _, v := range s.vols {
-		if slices.Contains(victims, v.primary) {
+		if slices.Contains(victims, v.primary) && v.running {
 			s.crashed(v)
 			down = append(down, v)
 		}
 	}
-	s.pause(0, 2*time.Second)
-	for _, x := range s.shuffled(victims) {
-		x.start(s.logLimit()...)
+	return down
+}
+
+// restart starts daemons in any order. Some of them are killed once more while they recover.
+func (s *soak) restart(victims []*node) {
+	s.t.Helper()
+	for _, x := range s.shuffled(slices.Clone(victims)) {
+		for s.rnd.IntN(4) == 0 {
+			x.launch(s.daemonFlags()...)
+			s.pause(0, 500*time.Millisecond)
+			s.kills++
+			x.kill()
+		}
+		x.start(s.daemonFlags()...)
 	}
+}
+
+// goOn lets applications begin again where they were.
+func (s *soak) goOn(down []*soakVolume) {
+	s.t.Helper()
 	for _, v := range down {
 		s.begin(v, v.app.mark(), false)
 	}
-	bad.heal()
 }
 
-func (s *soak) kill(nodes ...*node) {
-	for _, x := range nodes {
-		s.kills++
-		x.signal(syscall.SIGKILL)
+// daemonFlags give a daemon less room for its logs, or no write cache.
+func (s *soak) daemonFlags() []string {
+	switch s.rnd.IntN(5) {
+	case 0, 1:
+		return []string{"--log-limit", fmt.Sprintf("%dMiB", 24+s.rnd.IntN(40))}
+	case 2:
+		return []string{"--write-cache", "off"}
 	}
-	for _, x := range nodes {
-		x.reap()
-	}
-}
-
-// logLimit is how much room a daemon gets for its logs.
-func (s *soak) logLimit() []string {
-	if s.rnd.IntN(3) > 0 {
-		return nil
-	}
-	return []string{"--log-limit", fmt.Sprintf("%dMiB", 24+s.rnd.IntN(40))}
+	return nil
 }
 
 func nodeNames(nodes []*node) string {
@@ -93,8 +121,8 @@ func (s *soak) ready(v *soakVolume, x *node) {
 	x.awaitSelf(v.name, "it follows "+v.primary.name, func(m control.Member) bool { return m.Consistent && m.Timeline == timeline })
 }
 
-// failOver kills the primary of a volume, perhaps after it has lost contact for a while, and makes another node go on by force. What had not
-// arrived there is lost, nothing else; and the others follow the winner, or give up what only they have.
+// failOver kills the primary of a volume, perhaps after it has lost contact for a while, or leaves it alive without contact, and makes another node
+// go on by force. What had not arrived there is lost, nothing else; and the others follow the winner, or give up what only they have.
 func (s *soak) failOver() {
 	s.t.Helper()
 	loser := s.volume().primary
@@ -107,17 +135,20 @@ func (s *soak) failOver() {
 			s.ready(v, winners[v])
 		}
 	}
-	tail := s.rnd.IntN(2) == 0
-	s.say("fail over from %s, with a lost tail: %t", loser.name, tail)
-	if tail {
+	tail, alive := s.rnd.IntN(2) == 0, s.rnd.IntN(3) == 0
+	s.say("fail over from %s, with a lost tail: %t, alive: %t", loser.name, tail || alive, alive)
+	if tail || alive {
 		s.w.net.Isolate(loser.name)
 		s.pause(0, time.Second)
 	}
-	s.kill(loser)
-	for _, v := range down {
-		s.crashed(v)
+	if alive {
+		for _, v := range down {
+			s.end(v) // its applications are fenced; what they have written since is lost all the same
+		}
+	} else {
+		s.kill(loser)
+		s.w.net.Rejoin(loser.name)
 	}
-	s.w.net.Rejoin(loser.name)
 	for _, v := range down {
 		must := v.watch.at(winners[v])
 		winners[v].awaitSight(loser, false)
@@ -127,7 +158,11 @@ func (s *soak) failOver() {
 		s.begin(v, must, true)
 	}
 	s.pause(0, time.Second)
-	loser.start(s.logLimit()...)
+	if alive {
+		s.w.net.Rejoin(loser.name)
+	} else {
+		s.restart([]*node{loser})
+	}
 	for _, v := range down {
 		for _, x := range v.members {
 			if x != v.primary {
@@ -137,12 +172,12 @@ func (s *soak) failOver() {
 	}
 }
 
-// resolve waits until a replica follows the winner; if both have data behind the fork it gives up its own side.
+// resolve waits until a replica follows the winner; if both have data behind the fork it gives up its own side, as soon as it has stepped down.
 func (s *soak) resolve(v *soakVolume, x *node) {
 	s.t.Helper()
 	timeline := v.primary.self(v.name).Timeline
 	m := x.awaitSelf(v.name, "it follows or shows a split brain", func(m control.Member) bool {
-		return m.Timeline == timeline || m.ReplState == control.ReplSplitBrain
+		return m.Timeline == timeline || m.ReplState == control.ReplSplitBrain && m.Role == control.RoleSecondary
 	})
 	if m.ReplState == control.ReplSplitBrain {
 		s.lossy++
@@ -179,8 +214,8 @@ func (s *soak) badWeather() {
 	}
 }
 
-// handOver moves a volume in a planned way. If the network fails during that the command may fail, but then the next one must succeed. Nothing
-// at all is lost.
+// handOver moves a volume in a planned way. If the network fails or somebody dies during that the command may fail, but then the next one must
+// succeed. Nothing at all is lost.
 func (s *soak) handOver() {
 	s.t.Helper()
 	v := s.volume()
@@ -190,13 +225,24 @@ func (s *soak) handOver() {
 	s.end(v)
 	bad := s.maybeDamage(to)
 	s.say("hand %s over from %s to %s, with %s", v.name, from.name, to.name, bad.what)
-	answer := to.admIn(10*shortly, "primary", v.name)
+	answered := make(chan answer, 1)
+	go func() { answered <- to.admIn(10*shortly, "primary", v.name) }() // ends with its time-out at the latest; joined below
+	var victims []*node
+	if s.rnd.IntN(3) == 0 {
+		victims = s.shuffled([]*node{from, to})[:1+s.rnd.IntN(2)]
+		s.pause(0, 300*time.Millisecond)
+		s.say("kill %s during the handover", nodeNames(victims))
+		down := s.kill(victims...)
+		s.restart(victims)
+		s.goOn(down)
+	}
+	said := <-answered
 	bad.heal()
-	if answer.code != 0 {
-		if bad.what == "a healthy network" {
-			s.t.Fatalf("handover: %s", answer.err)
+	if said.code != 0 || victims != nil {
+		if bad.what == "a healthy network" && victims == nil {
+			s.t.Fatalf("handover: %s", said.err)
 		}
-		s.say("the handover fails: %s", answer.err)
+		s.say("exit status of the handover: %d %s", said.code, said.err)
 		s.seeEachOther()
 		to.do("primary", v.name)
 	}
@@ -233,7 +279,7 @@ func (s *soak) invalidateOne() {
 	if s.rnd.IntN(2) == 0 && !s.isPrimary(x) {
 		s.say("kill %s during the sync", x.name)
 		s.kill(x)
-		x.start()
+		s.restart([]*node{x})
 	}
 	s.pause(0, time.Second)
 	bad.heal()
@@ -261,7 +307,7 @@ func (s *soak) switchOne() {
 	if s.rnd.IntN(3) == 0 && !s.isPrimary(x) {
 		s.say("kill %s meanwhile", x.name)
 		s.kill(x)
-		x.start()
+		s.restart([]*node{x})
 	}
 	x.do(pick[1], v.name)
 }

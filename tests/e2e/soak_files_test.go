@@ -193,9 +193,12 @@ func (f *fileLoad) check(mounted string, must uint64, lossy bool) error {
 			going = f.ops[n-f.first]
 		}
 		if why = s.differs(have, going); why == "" {
-			if err := s.read(dir, going); err != nil {
-				return err
-			}
+			why, err = s.read(dir, going)
+		}
+		switch {
+		case err != nil:
+			return err
+		case why == "":
 			if lossy {
 				f.lose(n)
 			}
@@ -300,19 +303,19 @@ func (s fileState) differs(have []string, going fileOp) string {
 	return strings.Join(wrong, " ")
 }
 
-// read proves that each file has its content.
-func (s fileState) read(dir string, going fileOp) error {
+// read says which file does not have its content, "" if all have theirs.
+func (s fileState) read(dir string, going fileOp) (string, error) {
 	for name, n := range s {
 		if going.kind != "replace" && slices.Contains(going.touched, name) {
 			continue
 		}
 		p, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
-			return err
+			return "", err
 		}
 		if !bytes.Equal(p, content(n)) && (going.name != name || !bytes.Equal(p, content(going.content))) {
-			return fmt.Errorf("%s does not have its content (%d bytes, want %d)", name, len(p), len(content(n)))
+			return fmt.Sprintf("%s does not have its content (%d bytes, want %d)", name, len(p), len(content(n))), nil
 		}
 	}
-	return nil
+	return "", nil
 }

@@ -86,7 +86,21 @@ func (a *rawApp) request(c *nbdclient.Client, rnd *rand.Rand, i int) error {
 	case i%51 == 0:
 		return zero(a.j, at, c.Trim)
 	}
+	if i%17 == 0 {
+		return a.putDurable(c, at)
+	}
 	return put(c, a.j, at)
+}
+
+func (a *rawApp) putDurable(c *nbdclient.Client, at span) error {
+	p := make([]byte, at.n)
+	seq := a.j.Issue(at.off, at.n)
+	stamp.Fill(p, at.off, seq)
+	err := c.WriteDurable(at.off, p)
+	if err == nil {
+		a.j.Ack(seq)
+	}
+	return err
 }
 
 func (a *rawApp) end() {

@@ -54,7 +54,7 @@ type soak struct {
 	round    int
 	story    []string // what was done in this round
 
-	kills, failovers, lossy, handovers, freezes, netFaults, syncs, joins int
+	kills, stops, failovers, lossy, handovers, freezes, netFaults, syncs, joins int
 }
 
 // soakVolume is a resource, what works on it, and what this test knows about it.
@@ -64,6 +64,7 @@ type soakVolume struct {
 	members []*node
 	primary *node // who must be primary now
 	app     soakApp
+	running bool // the application works
 	watch   *shipWatch // nil while the application rests
 }
 
@@ -154,8 +155,8 @@ func (s *soak) figures() string {
 	for _, v := range s.vols {
 		bytes += v.app.written()
 	}
-	return fmt.Sprintf("%d rounds, %d daemons killed, %d forced failovers (%d with a split brain), %d handovers, %d daemons frozen, %d network faults, %d full syncs, "+
-		"%d joins, %d MiB written by applications", s.round, s.kills, s.failovers, s.lossy, s.handovers, s.freezes, s.netFaults, s.syncs, s.joins, bytes/mib)
+	return fmt.Sprintf("%d rounds, %d daemons killed and %d stopped, %d forced failovers (%d with a split brain), %d handovers, %d daemons frozen, %d network faults, %d full syncs, "+
+		"%d joins, %d MiB written by applications", s.round, s.kills, s.stops, s.failovers, s.lossy, s.handovers, s.freezes, s.netFaults, s.syncs, s.joins, bytes/mib)
 }
 
 // play is one round: the applications work while things go wrong.
@@ -176,6 +177,7 @@ func (s *soak) begin(v *soakVolume, must mark, adopt bool) {
 	s.t.Helper()
 	v.primary.awaitSelf(v.name, "it is primary", isPrimary)
 	v.app.begin(v.primary, must, adopt)
+	v.running = true
 	if v.watch == nil || adopt {
 		v.watch = &shipWatch{shipped: map[string]mark{}}
 	}
@@ -188,12 +190,14 @@ func (s *soak) end(v *soakVolume) {
 	v.watch.stop()
 	v.app.end()
 	s.healthy()
+	v.running = false
 }
 
 // crashed cleans up behind an application whose device has gone.
 func (s *soak) crashed(v *soakVolume) {
 	v.watch.stop()
 	v.app.crash()
+	v.running = false
 }
 
 // check is the end of each round. The world is healthy; the applications end; and then everybody has the same, and it is what was acknowledged.
@@ -282,8 +286,29 @@ func (s *soak) takeDown() {
 		v.app.abandon()
 	}
 	s.keepDisks()
+	s.sweep()
 	s.t.Logf("FAILED in round %d with seed %d. This round:\n  %s\nAgain:\n  MARS_TEST_SEED=%d MARS_SOAK_DURATION=%v go test -count=1 -timeout 0 -v -run 'TestSoak$' ./tests/e2e",
 		s.round, s.seed, strings.Join(s.story, "\n  "), s.seed, s.duration)
+}
+
+// sweep removes the devices that killed daemons leave behind until they are started again.
+func (s *soak) sweep() {
+	for _, dev := range loopsBelow(s.w.root) {
+		if out, err := exec.Command("losetup", "-d", dev).CombinedOutput(); err != nil {
+			s.t.Logf("losetup -d %s: %v\n%s", dev, err, out)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		s.t.Log(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], s.w.root+"/") {
+			if out, err := exec.Command("umount", "-l", f[1]).CombinedOutput(); err != nil {
+				s.t.Logf("umount %s: %v\n%s", f[1], err, out)
+			}
+		}
+	}
 }
 
 // keepDisks keeps the disks and the logs of all nodes.
