@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"syscall"
 	"time"
 
@@ -136,7 +137,7 @@ func (w *World) failSync(n *node) {
 	w.logf("fault: a sync on the file system of %s will fail", n.id)
 }
 
-// rot inverts some bytes of a log segment.
+// rot inverts some bytes of a log segment: anywhere, or in what is not on the disk yet.
 func (w *World) rot(n *node) {
 	i := w.rng.fault.IntN(len(w.resources))
 	dir := dirOf(w.resources[i]) + "/log"
@@ -151,18 +152,16 @@ func (w *World) rot(n *node) {
 	if err != nil {
 		return
 	}
-	defer f.Close()
 	size, err := f.Size()
+	f.Close()
 	if err != nil || size == 0 {
 		return
 	}
 	at := w.rng.fault.Int64N(size)
-	if chance(w.rng.fault, 2) { // near the end of the log, which is not on the disk yet
-		name = dir + "/" + names[len(names)-1]
-		if r := n.reps[i]; r != nil && r.vol != nil {
-			at = min(size-1, 4096+int64(r.vol.Log().End()-r.vol.Log().First())%max(1, size-4096)-w.rng.fault.Int64N(8192))
+	if r := n.reps[i]; r != nil && r.vol != nil && !chance(w.rng.fault, 3) {
+		if in, off, ok := w.unapplied(r, names); ok {
+			name, at, size = dir+"/"+in, off, off+8
 		}
-		at = max(0, at)
 	}
 	n.damaged[i] = true
 	w.resources[i].truth.disown(n.id)
@@ -170,6 +169,22 @@ func (w *World) rot(n *node) {
 	if err := n.fs.Corrupt(name, at, min(size-at, 1+w.rng.fault.Int64N(8))); err == nil {
 		w.logf("fault: bits rot on %s in %s at %d", n.id, name, at)
 	}
+}
+
+// unapplied chooses a place in the part of the log that is not on the disk yet.
+func (w *World) unapplied(r *replica, names []string) (name string, off int64, ok bool) {
+	st := r.vol.Status()
+	if st.Path.End <= st.Applied.LSN {
+		return "", 0, false
+	}
+	lsn := int64(st.Applied.LSN) + w.rng.fault.Int64N(int64(st.Path.End-st.Applied.LSN))
+	for _, n := range names {
+		var first, timeline int64
+		if k, err := fmt.Sscanf(n, "seg-%x-%x", &first, &timeline); err == nil && k == 2 && first <= lsn {
+			name, off, ok = n, 4096+lsn-first, true
+		}
+	}
+	return name, off, ok
 }
 
 // failover takes a primary away, in one way or another, and has another member forced into its place.

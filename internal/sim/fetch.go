@@ -24,7 +24,6 @@ type fetchSession struct {
 	f    *fetcher
 	node string
 	end  *end
-	recv *ship.Receiver
 }
 
 func (f *fetcher) start(r *replica) {

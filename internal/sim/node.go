@@ -75,6 +75,10 @@ func (n *node) start() {
 	n.up, n.dying, n.opsTo = true, false, -1
 	n.started = n.w.now
 	n.armDeath()
+	if w := n.w; w.built && w.phase == 1 && w.swarm["crash-at-op"] && chance(w.rng.fault, 4) {
+		n.power = chance(w.rng.fault, 2)
+		n.opsTo = 1 + w.rng.fault.IntN(100) // during recovery
+	}
 	n.meta.restart()
 	n.gossip = nil
 	for _, p := range n.w.nodes {

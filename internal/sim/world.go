@@ -33,6 +33,7 @@ type World struct {
 	net       *network
 	logLimit  int64
 	chaosTime time.Duration
+	built     bool // all resources are created
 	gaveUp    bool // log was deleted that a member needs, for want of space
 }
 
@@ -47,7 +48,6 @@ type simResource struct {
 	truth    *truth
 	app      *app
 	forced   []int // by node: activations by force that an operator has asked for
-	buf      []byte
 }
 
 // shape is the configuration of a resource.
@@ -165,6 +165,7 @@ func (w *World) build() {
 			}
 		}
 	}
+	w.built = true
 	w.plagues()
 	w.operators()
 	w.watch()
