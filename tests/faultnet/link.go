@@ -143,8 +143,21 @@ func (l *Link) admit(ctx context.Context, n int) (int, error) {
 		if delay <= 0 {
 			return n, nil
 		}
-		return n, wait(ctx, delay)
+		return n, l.pass(ctx, delay, changed)
 	}
+}
+
+// pass waits until bytes have left a limited line. A change ends that early: a healed line is fast at once, a cut one breaks behind them.
+func (l *Link) pass(ctx context.Context, delay time.Duration, changed <-chan struct{}) error {
+	t := time.NewTimer(delay)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-changed:
+	case <-t.C:
+	}
+	return nil
 }
 
 // take books n bytes on a limited line and returns how long they have to wait. It needs mu.
