@@ -64,7 +64,7 @@ type soakVolume struct {
 	members []*node
 	primary *node // who must be primary now
 	app     soakApp
-	running bool // the application works
+	running bool       // the application works
 	watch   *shipWatch // nil while the application rests
 }
 
