@@ -167,18 +167,6 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 	if e.members[node] == nil {
 		return control.Result{}, fmt.Errorf("node %s is no member of resource %s", n.nodeName(node), e.name)
 	}
-	if node == n.self() {
-		if err := n.mayLeave(e); err != nil {
-			return control.Result{}, err
-		}
-	}
-	undo := func() {}
-	if node == n.self() && !c.Force {
-		var err error
-		if undo, err = n.confirmLeave(ctx, e); err != nil {
-			return control.Result{}, fmt.Errorf("leave-resource %s: %w (--force leaves nevertheless)", e.name, err)
-		}
-	}
 	changes := []meta.Change{
 		{Key: key(e.id, "member", node), Delete: true},
 		{Key: key(e.id, "switch", node), Delete: true},
@@ -187,30 +175,50 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 	if e.designated == node {
 		changes = append(changes, meta.Change{Key: key(e.id, "primary"), Value: encode("")})
 	}
-	if err := n.cluster.Batch(changes); err != nil {
-		undo()
+	var err error
+	if node == n.self() {
+		err = n.leaveSelf(ctx, e, leaving{changes: changes, force: c.Force})
+	} else {
+		err = n.cluster.Batch(changes)
+	}
+	if err != nil {
 		return control.Result{}, err
 	}
-	err := n.awaitGone(ctx, e.id, node)
+	err = n.awaitGone(ctx, e.id, node)
 	return say("node %s has left resource %s; its disk keeps the content", n.nodeName(node), e.name), err
 }
 
-// confirmLeave makes sure that a consistent replica remains when this one goes. undo takes back what was prepared.
-func (n *Node) confirmLeave(ctx context.Context, e entry) (undo func(), err error) {
-	undo = func() {}
+type leaving struct {
+	changes []meta.Change
+	force   bool // although nobody confirms that a consistent replica remains
+}
+
+// leaveSelf leaves on the runner's goroutine, so that this node cannot become primary between the checks and the end.
+func (n *Node) leaveSelf(ctx context.Context, e entry, l leaving) error {
 	r, err := n.mine(e)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	in, ok := r.observe()
-	if !ok || !resource.WorthKeeping(&in) {
-		return undo, nil
+	if err := n.mayLeave(e); err != nil {
+		return err
 	}
-	err = r.do(ctx, func() (err error) {
-		undo, err = r.confirmSource(resource.SyncSource(in))
+	return r.do(ctx, func() error {
+		undo := func() {}
+		if in, ok := r.observe(); ok && resource.WorthKeeping(&in) && !l.force {
+			var err error
+			if undo, err = r.confirmSource(resource.SyncSource(in)); err != nil {
+				return fmt.Errorf("leave-resource %s: %w (--force leaves nevertheless)", e.name, err)
+			}
+		}
+		err := n.mayLeave(n.catalog()[e.id]) // somebody may have passed the right to write to us meanwhile
+		if err == nil {
+			err = n.cluster.Batch(l.changes)
+		}
+		if err != nil {
+			undo()
+		}
 		return err
 	})
-	return undo, err
 }
 
 // mayLeave refuses what would leave the resource without anybody who may write.

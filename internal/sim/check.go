@@ -218,7 +218,7 @@ func (w *World) checkPromise(r *replica, st *volume.Status, kill bool) {
 	if kill {
 		pos, what = p.kill, "written"
 	}
-	if p.known && pos.LSN > 0 && !st.Path.Contains(pos) {
+	if p.known && pos.LSN > 0 && st.Defect == nil && !st.Path.Contains(pos) {
 		w.failf("I4", "%s/%s: %v was %s and is lost after a crash: the log ends at %v", r.n.id, r.res.id, pos, what, st.Path.Position())
 	}
 }

@@ -315,6 +315,11 @@ func (r *replica) leave(c *command, e *entry) error {
 		if !p.over || p.err != nil || told {
 			return !r.alive(), p.err
 		}
+		if in, ok := r.observe(); ok {
+			if err := resource.MayLeave(&in); err != nil {
+				return false, err // somebody may have passed the right to write to us meanwhile
+			}
+		}
 		told = true
 		return false, r.n.meta.batch(changes...)
 	}
