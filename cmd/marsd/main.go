@@ -54,7 +54,7 @@ func run() int {
 }
 
 // memoryLimit makes the collector work harder before the daemon takes more; most of its data lie in the page cache, not here.
-const memoryLimit = 192 << 20
+const memoryLimit = 512 << 20
 
 func serve(ctx context.Context, cfg config.Config) (err error) {
 	debug.SetMemoryLimit(memoryLimit)

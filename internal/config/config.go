@@ -165,7 +165,7 @@ func defaults(e env) Config {
 		Device:              DeviceAuto,
 		LogReserveBytes:     256 << 20,
 		SegmentBytes:        64 << 20,
-		WritebackLimitBytes: 1 << 30,
+		WritebackLimitBytes: 4 << 30,
 		WriteCache:          true,
 		LogLevel:            slog.LevelInfo,
 		PrimaryWait:         5 * time.Second,

@@ -45,7 +45,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		Dir: w.marsDir, Name: "node-a", Listen: "0.0.0.0:7777", Device: DeviceAuto, DevDir: filepath.Join(w.marsDir, "dev"),
-		LogReserveBytes: 256 << 20, SegmentBytes: 64 << 20, WritebackLimitBytes: 1 << 30, WriteCache: true,
+		LogReserveBytes: 256 << 20, SegmentBytes: 64 << 20, WritebackLimitBytes: 4 << 30, WriteCache: true,
 		LogLevel: slog.LevelInfo, PrimaryWait: 5 * time.Second, StallTimeout: 10 * time.Second,
 	}
 	if c != want {

@@ -159,7 +159,7 @@ func (rep *replica) writebackDue() bool {
 	if end := rep.vol.Log().End(); end != m.end {
 		m.end, m.quiet = end, now
 	}
-	waiting := rep.vol.Unapplied()
+	waiting := rep.vol.Backlog()
 	if waiting == 0 {
 		m.dirty = time.Time{}
 		return true // saves the checkpoint
@@ -167,7 +167,7 @@ func (rep *replica) writebackDue() bool {
 	if m.dirty.IsZero() {
 		m.dirty = now
 	}
-	due := waiting > rep.r.n.cfg.WritebackLimitBytes/4 || now.Sub(m.dirty) > writebackAge || now.Sub(m.quiet) > writebackIdle
+	due := waiting > rep.r.n.cfg.WritebackLimitBytes/2 || rep.r.n.store.tight() || now.Sub(m.dirty) > writebackAge || now.Sub(m.quiet) > writebackIdle
 	if due {
 		m.dirty = now
 	}

@@ -83,6 +83,9 @@ func (v *Volume) indexBacklog() error {
 	}
 	index, size := extent.New(), v.Size()
 	_, err := v.log.Scan(start, end.LSN, func(r *translog.Record) bool {
+		if index.Len() > maxExtents {
+			return false
+		}
 		if x, ok := replay.Extent(&r.Header, r.Data); ok {
 			index.Insert(x)
 		}
@@ -93,6 +96,9 @@ func (v *Volume) indexBacklog() error {
 	})
 	if err != nil {
 		return err
+	}
+	if index.Len() > maxExtents {
+		return fmt.Errorf("more than %d scattered changes are to be replayed first: %w", maxExtents, ErrBacklog)
 	}
 	v.mu.Lock()
 	v.cur, v.frozen, v.indexed, v.size = index, nil, end, size

@@ -135,11 +135,8 @@ func TestLateWriter(t *testing.T) {
 			c.WritebackLimit = 8 << 10
 			c.Pause = func(time.Duration) { <-gate } // between admission and queue
 		})
-		for a.v.Unapplied() < 6<<10 {
+		for a.v.Unapplied() <= 6<<10 { // from three quarters of the limit on writers are paused
 			r := &block.Request{Op: block.OpWrite, Len: 512, Data: make([]byte, 512), Done: func(error) {}}
-			if a.v.Unapplied() > 4<<10 {
-				break
-			}
 			a.v.Submit([]*block.Request{r})
 		}
 		late := make(chan error, 1)

@@ -146,15 +146,16 @@ func (v *Volume) admit() error {
 			v.mu.Unlock()
 			return err
 		}
-		backlog := int64(v.indexed.LSN - v.st.Applied.End)
-		if backlog < limit/2 {
+		backlog := v.backlog()
+		calm := limit / 4 * 3
+		if backlog < calm {
 			v.mu.Unlock()
 			return nil
 		}
 		if backlog < limit {
 			v.mu.Unlock()
 			v.queue.work.signal()
-			v.pause(time.Duration(float64(2*time.Millisecond) * float64(backlog-limit/2) / float64(limit/2)))
+			v.pause(time.Duration(float64(4*time.Millisecond) * float64(backlog-calm) / float64(limit-calm)))
 			return nil
 		}
 		if err := v.applyErr; err != nil {
@@ -164,6 +165,25 @@ func (v *Volume) admit() error {
 		v.queue.work.signal()
 		v.progress.Wait()
 	}
+}
+
+// maxExtents bounds the index, which takes some 60 bytes of memory for each run of blocks that is in the log and not on the disk.
+const maxExtents = 1 << 19
+
+// backlog returns how much of WritebackLimit is in use, in bytes. An index of many small runs counts for more than its log. v.mu is held.
+func (v *Volume) backlog() int64 {
+	n := v.cur.Len()
+	if v.frozen != nil {
+		n += v.frozen.Len()
+	}
+	return max(int64(v.indexed.LSN-v.st.Applied.End), int64(float64(v.cfg.WritebackLimit)*float64(n)/maxExtents))
+}
+
+// Backlog returns how much of the primary's WritebackLimit is in use, in bytes.
+func (v *Volume) Backlog() int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.backlog()
 }
 
 func (v *Volume) pause(d time.Duration) {
