@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -338,7 +339,7 @@ func (s *soak) join(v *soakVolume, x *node) {
 	s.t.Helper()
 	disk := x.diskOf(v.name)
 	x.knows(v.name)
-	if s.rnd.IntN(2) == 0 || v.watch == nil {
+	if _, err := os.Stat(disk); s.rnd.IntN(2) == 0 || err != nil {
 		makeDisk(s.t, disk, v.size)
 	}
 	s.joins++
