@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"mars/internal/bytesize"
@@ -272,19 +273,26 @@ func thrownAway(in resource.Input) string {
 	if !in.Local.Open {
 		return "it had no history"
 	}
-	worst := history.LSN(0)
-	var from history.LSN
-	for i, p := range in.Peers {
+	worst, from := history.LSN(math.MaxInt64), history.LSN(0)
+	for _, p := range in.Peers {
 		if p.Facts == nil {
 			continue
 		}
 		r := history.Compare(&in.Local.Path, &p.Facts.Path)
-		if r.TailA == 0 || !r.ModifiedA {
+		if r.TailA == 0 || !r.ModifiedA || writesOurTimeline(in, p) {
 			return "nothing is lost: others have its history"
 		}
-		if i == 0 || r.TailA < worst {
+		if r.TailA < worst {
 			worst, from = r.TailA, r.Fork.LSN
 		}
 	}
+	if worst == math.MaxInt64 {
+		return "what other members have of it is not known"
+	}
 	return fmt.Sprintf("thrown away: %s of log from LSN %d on, which no other member has", bytesize.Format(int64(worst)), from)
+}
+
+// writesOurTimeline: what we have on the timeline of a primary came from it, so it has that, however old the facts are that we have of it.
+func writesOurTimeline(in resource.Input, p resource.Peer) bool {
+	return p.Facts.Writable && p.Facts.Path.Tip() == in.Local.Path.Tip() && p.Facts.Path.Tip().Origin == p.Node
 }
