@@ -196,11 +196,14 @@ func (w *World) read(r *replica, c *chapter, end history.LSN) {
 func (w *World) checkEnd(r *replica, p *history.Path) {
 	tip := p.Tip()
 	c := r.res.truth.chapters[tip.ID]
-	if c == nil || p.End == tip.Switch || r.n.damaged[r.res.index] || r.vol.Log().Err() != nil {
+	if c == nil || p.End == tip.Switch || r.vol.Log().Err() != nil {
 		return // a log that has failed is not readable; it will be when it is opened again
 	}
 	if tip.Origin == r.n.id {
 		c.durable = max(c.durable, min(r.vol.Log().Durable(), c.end()))
+	}
+	if r.n.damaged[r.res.index] {
+		return
 	}
 	pos, ok := c.positionAt(p.End)
 	if !ok {

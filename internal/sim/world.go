@@ -93,7 +93,7 @@ func (w *World) newResource(i int) *simResource {
 	for k := range r.raw {
 		r.raw[k] = byte(w.rng.id.Uint32())
 	}
-	r.id = hex.EncodeToString(r.raw[:2])
+	r.id = hex.EncodeToString(r.raw[:4])
 	sectors := 64 + rng.Int64N(448)
 	if chance(rng, 2) {
 		sectors = 128 * (1 + rng.Int64N(3))
