@@ -207,32 +207,32 @@ func (r *runner) note(err error) {
 
 // act does the next thing that the plan asks for and that is not so.
 func (r *runner) act(in resource.Input, p resource.Plan) (bool, error) {
-	switch {
-	case p.Role == resource.RoleStop:
+	switch resource.Next(&in.Local, &p) {
+	case resource.ActStop:
 		return r.withdraw(func(v *volume.Volume) error { return v.Suspend() })
-	case !p.Attach && r.attached():
+	case resource.ActDetach:
 		return true, r.detach(false)
-	case p.Attach && !r.attached():
+	case resource.ActAttach:
 		return r.attach()
-	case p.Join != "":
+	case resource.ActJoin:
 		return true, r.join(p.Join)
-	case p.Role == resource.RoleHandOver:
+	case resource.ActHandOver:
 		return r.withdraw(func(v *volume.Volume) error { return v.Deactivate(p.To) })
-	case p.Role == resource.RolePass:
+	case resource.ActPass:
 		return true, r.volume().PassToken(in.Self, p.To, r.timeline())
-	case p.Role == resource.RoleActivate:
+	case resource.ActActivate:
 		return true, r.activate(in.Self, false)
-	case p.Heal:
+	case resource.ActHeal:
 		r.n.log.Warn("log is damaged; fetching the damaged part again", "res", r.name(), "pos", in.Local.Defect.At, "err", in.Local.Defect)
 		return true, r.volume().Heal()
-	case p.StartOver:
+	case resource.ActStartOver:
 		r.n.log.Warn("the log that the sync needs is gone; it starts over", "res", r.name())
 		return true, r.reset()
-	case p.DropTail != nil:
+	case resource.ActDropTail:
 		r.n.log.Warn("dropping a tail of the log without data, replaced by another history", "res", r.name(), "pos", p.DropTail.LSN,
 			"bytes", in.Local.Path.End-p.DropTail.LSN)
 		return true, r.dropTail(*p.DropTail)
-	case p.Device && in.Local.Writable && in.Local.Device == "":
+	case resource.ActShow:
 		return true, r.show()
 	}
 	return false, nil
