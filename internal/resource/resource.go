@@ -166,19 +166,24 @@ func decideJoin(in *Input, p *Plan) {
 	}
 }
 
-// SyncSource chooses whom to copy from: the primary, else the most advanced consistent member.
+// SyncSource chooses whom to copy from: the designated primary if it writes, else somebody who writes, else the most advanced consistent member.
+// There may be two who write, after a failover: a copy of the one that is not wanted would be worth nothing.
 func SyncSource(in Input) string {
-	best := ""
+	best, bestRank := "", 0
 	var bestAt history.LSN
 	for _, x := range in.Peers {
 		if !x.Alive || x.Facts == nil || !x.Facts.Attached || !x.Facts.Consistent {
 			continue
 		}
-		if x.Facts.Writable {
+		n := 0
+		switch {
+		case x.Facts.Writable && x.Node == in.Designated:
 			return x.Node
+		case x.Facts.Writable:
+			n = 1
 		}
-		if best == "" || x.Facts.Applied > bestAt {
-			best, bestAt = x.Node, x.Facts.Applied
+		if best == "" || n > bestRank || n == bestRank && x.Facts.Applied > bestAt {
+			best, bestRank, bestAt = x.Node, n, x.Facts.Applied
 		}
 	}
 	return best
