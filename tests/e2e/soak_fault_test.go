@@ -153,7 +153,8 @@ func (s *soak) failOver() {
 	for _, v := range down {
 		must := v.watch.at(winners[v])
 		winners[v].awaitSight(loser, false)
-		s.say("%s by force on %s: %s", v.name, winners[v].name, strings.ReplaceAll(winners[v].do("primary", v.name, "--force"), "\n", "; "))
+		s.say("%s by force on %s, which must have %d of %d: %s", v.name, winners[v].name, must, v.app.mark(),
+			strings.ReplaceAll(winners[v].do("primary", v.name, "--force"), "\n", "; "))
 		s.failovers++
 		v.primary = winners[v]
 		s.begin(v, must, true)
