@@ -231,15 +231,7 @@ func (n *Node) mayLeave(e entry) error {
 	if !ok {
 		return nil
 	}
-	switch {
-	case len(e.members) == 1:
-		return fmt.Errorf("node %s has the last replica of resource %s; `marsadm delete-resource %s` deletes the resource", n.cfg.Name, e.name, e.name)
-	case in.Local.Writable || e.designated == in.Self:
-		return fmt.Errorf("node %s is primary of resource %s; make another node primary first", n.cfg.Name, e.name)
-	case resource.HoldsToken(&in):
-		return fmt.Errorf("node %s holds the right to write resource %s; make another node primary first", n.cfg.Name, e.name)
-	}
-	return nil
+	return n.refusal(e, in, resource.MayLeave(&in))
 }
 
 func (n *Node) awaitGone(ctx context.Context, id, node string) error {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"encoding/json"
 	"sync"
 	"time"
@@ -28,14 +29,21 @@ func (r *runner) publish(in resource.Input, plan resource.Plan) {
 		return
 	}
 	b, err := json.Marshal(f)
-	if err != nil || string(b) == r.published {
+	if err != nil {
+		r.n.log.Error("cannot publish the state", "res", r.name(), "err", err)
 		return
 	}
-	if err := r.n.cluster.PutVolatile(key(r.id, "facts", in.Self), b); err != nil {
+	// What the others believe counts, not what was said last: after a crash and a clock that jumped back, an old fact of ours can come back from
+	// them with a newer stamp than what we have said since.
+	k := key(r.id, "facts", in.Self)
+	if now, _, ok := r.n.cluster.Get(k); ok && bytes.Equal(now, b) {
+		return
+	}
+	if err := r.n.cluster.PutVolatile(k, b); err != nil {
 		r.n.log.Warn("cannot publish the state", "res", r.name(), "err", err)
 		return
 	}
-	r.published, r.publishedAt = string(b), time.Now()
+	r.publishedAt = time.Now()
 }
 
 func (r *runner) makeFacts(in resource.Input, plan resource.Plan) resource.Facts {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"mars/internal/bytesize"
@@ -28,8 +29,8 @@ func (n *Node) primary(ctx context.Context, e entry, c control.Command) (control
 	if in.Local.Writable && in.Designated == in.Self {
 		return say("node %s is primary of resource %s already; the device is %s", n.cfg.Name, e.name, in.Local.Device), nil
 	}
-	if err := n.mayBePrimary(e, in); err != nil {
-		return control.Result{}, err
+	if err := resource.MayBePrimary(&in); err != nil {
+		return control.Result{}, n.refusal(e, in, err)
 	}
 	if c.Force {
 		return n.primaryForced(ctx, e, r, in)
@@ -37,37 +38,19 @@ func (n *Node) primary(ctx context.Context, e entry, c control.Command) (control
 	return n.primaryPlanned(ctx, e, r, in)
 }
 
-// mayBePrimary refuses what not even --force can make right.
-func (n *Node) mayBePrimary(e entry, in resource.Input) error {
-	l := &in.Local
-	switch {
-	case !in.Switches.Attach:
-		return fmt.Errorf("the replica of %s on %s is detached; `marsadm attach %s` first", e.name, n.cfg.Name, e.name)
-	case !l.Open && l.OpenErr != "":
-		return errors.New(l.OpenErr)
-	case l.Missing || l.Sync != nil:
-		return fmt.Errorf("the sync of %s on %s is not complete: the replica is inconsistent; `marsadm wait-resource %s sync-off`", e.name, n.cfg.Name, e.name)
-	case !l.Open:
-		return fmt.Errorf("the replica of %s on %s is not attached yet", e.name, n.cfg.Name)
-	case l.Defect != nil:
-		return fmt.Errorf("the log of %s on %s is defective: %w; `marsadm invalidate %s` or use another replica", e.name, n.cfg.Name, l.Defect, e.name)
-	case !l.Consistent:
-		return fmt.Errorf("the replica of %s on %s is inconsistent: log that must be replayed is missing", e.name, n.cfg.Name)
+// refusal puts names into what package resource says.
+func (n *Node) refusal(e entry, in resource.Input, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("node %s: %s", n.cfg.Name, strings.ReplaceAll(n.withNames(err.Error(), in), "RES", e.name))
 }
 
 // primaryPlanned wishes for the role and waits until the holder has passed the token and the device is shown. If that does not come true, the
 // wish is taken back.
 func (n *Node) primaryPlanned(ctx context.Context, e entry, r *runner, in resource.Input) (control.Result, error) {
-	if !in.Switches.Fetch || !in.Switches.Replay {
-		return control.Result{}, fmt.Errorf("fetch or replay of %s is paused on %s; `marsadm up %s` first", e.name, n.cfg.Name, e.name)
-	}
-	if s := resource.Decide(in).Split; s != nil {
-		return control.Result{}, fmt.Errorf("split brain of %s with node %s: `marsadm invalidate %s` on the side that loses, first", e.name, n.nodeName(s.With), e.name)
-	}
-	if err := n.holderReachable(e, in); err != nil {
-		return control.Result{}, err
+	if err := resource.MayWish(&in); err != nil {
+		return control.Result{}, n.refusal(e, in, err)
 	}
 	k := key(e.id, "primary")
 	if err := n.cluster.Put(k, encode(in.Self)); err != nil {
@@ -82,7 +65,7 @@ func (n *Node) primaryPlanned(ctx context.Context, e entry, r *runner, in resour
 		if now.Local.Writable {
 			return now.Local.Device != "", nil
 		}
-		return false, n.holderReachable(e, now)
+		return false, n.refusal(e, now, resource.HolderReachable(&now))
 	})
 	if err != nil {
 		return control.Result{}, errors.Join(err, n.takeBack(e, in.Designated, mine))
@@ -100,43 +83,11 @@ func (n *Node) takeBack(e entry, before string, ours lamport.Stamp) error {
 	return n.cluster.Put(key(e.id, "primary"), encode(before))
 }
 
-// holderReachable refuses early when the one who must pass the token cannot be asked.
-func (n *Node) holderReachable(e entry, in resource.Input) error {
-	for _, p := range in.Peers {
-		if p.Facts == nil || !p.Facts.Writable || p.Alive {
-			continue
-		}
-		return fmt.Errorf("node %s is primary of %s and unreachable: wait for it, or fail over with `marsadm primary %s --force`, "+
-			"which loses what it has not shipped", n.nodeName(p.Node), e.name, e.name)
-	}
-	h := in.Local.Path.Holder()
-	for _, p := range in.Peers {
-		if p.Node == h && !p.Alive && !laterHolder(&in, h) {
-			return fmt.Errorf("node %s holds the right to write %s and is unreachable: wait for it, or fail over with `marsadm primary %s --force`, "+
-				"which loses what it has not shipped", n.nodeName(h), e.name, e.name)
-		}
-	}
-	return nil
-}
-
-// laterHolder reports whether some live member's history goes on behind ours and names another holder.
-func laterHolder(in *resource.Input, h string) bool {
-	for _, p := range in.Peers {
-		if p.Alive && p.Facts != nil && p.Facts.Path.Holder() != h && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // primaryForced creates a token out of nothing (a failover). It refuses while the present primary can be reached and would hand over, unless
 // fetch was switched off, which says that the operator means it.
 func (n *Node) primaryForced(ctx context.Context, e entry, r *runner, in resource.Input) (control.Result, error) {
-	for _, p := range in.Peers {
-		if p.Alive && p.Facts != nil && p.Facts.Writable && in.Switches.Fetch {
-			return control.Result{}, fmt.Errorf("node %s is primary of %s and reachable: use `marsadm primary %s` without --force; "+
-				"if a split brain is really wanted, `marsadm pause-fetch %s` first", n.nodeName(p.Node), e.name, e.name, e.name)
-		}
+	if err := resource.MayForce(&in); err != nil {
+		return control.Result{}, n.refusal(e, in, err)
 	}
 	if err := n.cluster.Put(key(e.id, "primary"), encode(in.Self)); err != nil {
 		return control.Result{}, err
@@ -240,13 +191,8 @@ func (n *Node) invalidate(ctx context.Context, e entry, _ control.Command) (cont
 	if !ok {
 		return control.Result{}, fmt.Errorf("resource %s is gone", e.name)
 	}
-	switch {
-	case in.Local.Writable || in.Designated == in.Self:
-		return control.Result{}, fmt.Errorf("node %s is primary of %s; only a secondary can be invalidated: make another node primary first", n.cfg.Name, e.name)
-	case resource.SyncSource(in) == "":
-		return control.Result{}, fmt.Errorf("no reachable member has a consistent replica of %s to copy from; nothing was changed", e.name)
-	case !r.attached():
-		return control.Result{}, fmt.Errorf("the replica of %s on %s is detached; `marsadm attach %s` first", e.name, n.cfg.Name, e.name)
+	if err := resource.MayInvalidate(&in); err != nil {
+		return control.Result{}, n.refusal(e, in, err)
 	}
 	lost := thrownAway(in)
 	err = r.do(ctx, func() error {

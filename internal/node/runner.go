@@ -24,7 +24,6 @@ type runner struct {
 	stop context.CancelCauseFunc
 
 	// owned by loop
-	published   string
 	publishedAt time.Time
 
 	mu      sync.Mutex
@@ -278,8 +277,6 @@ func holderOf(v *volume.Volume) string {
 	p := v.Log().Path()
 	return p.Holder()
 }
-
-func (r *runner) attached() bool { return r.replica() != nil }
 
 func (r *runner) replica() *replica {
 	r.mu.Lock()

@@ -8,24 +8,24 @@ import (
 )
 
 // What the commands of an operator may do, decided from what is known here. The errors say what to do instead; nodes appear in them by their
-// ids.
+// ids, and RES stands for the name of the resource: names are the node's business.
 
 // MayBePrimary refuses what not even --force can make right.
 func MayBePrimary(in *Input) error {
 	l := &in.Local
 	switch {
 	case !in.Switches.Attach:
-		return errors.New("the replica is detached; attach it first")
+		return errors.New("the replica of RES is detached; `marsadm attach RES` first")
 	case !l.Open && l.OpenErr != "":
 		return errors.New(l.OpenErr)
 	case l.Missing || l.Sync != nil:
-		return errors.New("the sync is not complete: the replica is inconsistent; wait for sync-off")
+		return errors.New("the sync of RES is not complete: the replica is inconsistent; `marsadm wait-resource RES sync-off`")
 	case !l.Open:
-		return errors.New("the replica is not attached yet")
+		return errors.New("the replica of RES is not attached yet")
 	case l.Defect != nil:
-		return fmt.Errorf("the log is defective: %w; invalidate it or use another replica", l.Defect)
+		return fmt.Errorf("the log of RES is defective: %w; `marsadm invalidate RES` or use another replica", l.Defect)
 	case !l.Consistent:
-		return errors.New("the replica is inconsistent: log that must be replayed is missing")
+		return errors.New("the replica of RES is inconsistent: log that must be replayed is missing")
 	}
 	return nil
 }
@@ -33,10 +33,10 @@ func MayBePrimary(in *Input) error {
 // MayWish tells whether a planned handover to this node has a chance.
 func MayWish(in *Input) error {
 	if !in.Switches.Fetch || !in.Switches.Replay {
-		return errors.New("fetch or replay is paused; up first")
+		return errors.New("fetch or replay of RES is paused; `marsadm up RES` first")
 	}
 	if s := Decide(*in).Split; s != nil {
-		return fmt.Errorf("split brain with node %s: invalidate the side that loses first", s.With)
+		return fmt.Errorf("split brain of RES with node %s: `marsadm invalidate RES` on the side that loses, first", s.With)
 	}
 	return HolderReachable(in)
 }
@@ -45,12 +45,12 @@ func MayWish(in *Input) error {
 func HolderReachable(in *Input) error {
 	for _, p := range in.Peers {
 		if p.Facts != nil && p.Facts.Writable && !p.Alive {
-			return fmt.Errorf("node %s is primary and unreachable: wait for it, or fail over with --force, which loses what it has not shipped", p.Node)
+			return fmt.Errorf("node %s is primary of RES and unreachable: wait for it, or fail over with `marsadm primary RES --force`, which loses what it has not shipped", p.Node)
 		}
 	}
 	h := in.Local.Path.Holder()
 	if p := in.peer(h); p != nil && !p.Alive && !laterHolder(in, h) {
-		return fmt.Errorf("node %s holds the right to write and is unreachable: wait for it, or fail over with --force, which loses what it has not shipped", h)
+		return fmt.Errorf("node %s holds the right to write RES and is unreachable: wait for it, or fail over with `marsadm primary RES --force`, which loses what it has not shipped", h)
 	}
 	return nil
 }
@@ -70,7 +70,7 @@ func laterHolder(in *Input, h string) bool {
 func MayForce(in *Input) error {
 	for _, p := range in.Peers {
 		if p.Alive && p.Facts != nil && p.Facts.Writable && in.Switches.Fetch {
-			return fmt.Errorf("node %s is primary and reachable: no --force is needed; if a split brain is really wanted, pause-fetch first", p.Node)
+			return fmt.Errorf("node %s is primary of RES and reachable: use `marsadm primary RES` without --force; if a split brain is really wanted, `marsadm pause-fetch RES` first", p.Node)
 		}
 	}
 	return nil
@@ -80,11 +80,11 @@ func MayForce(in *Input) error {
 func MayInvalidate(in *Input) error {
 	switch {
 	case in.Local.Writable || in.Designated == in.Self:
-		return errors.New("this node is primary; only a secondary can be invalidated: make another node primary first")
+		return errors.New("this node is primary of RES; only a secondary can be invalidated: make another node primary first")
 	case SyncSource(*in) == "":
-		return errors.New("no reachable member has a consistent replica to copy from; nothing was changed")
+		return errors.New("no reachable member has a consistent replica of RES to copy from; nothing was changed")
 	case !in.Local.Open && !in.Local.Missing:
-		return errors.New("the replica is detached; attach it first")
+		return errors.New("the replica of RES is detached; `marsadm attach RES` first")
 	}
 	return nil
 }
@@ -93,11 +93,11 @@ func MayInvalidate(in *Input) error {
 func MayLeave(in *Input) error {
 	switch {
 	case len(in.Peers) == 0:
-		return errors.New("this is the last replica; delete-resource deletes the resource")
+		return errors.New("this is the last replica of RES; `marsadm delete-resource RES` deletes the resource")
 	case in.Local.Writable || in.Designated == in.Self:
-		return errors.New("this node is primary; make another node primary first")
+		return errors.New("this node is primary of RES; make another node primary first")
 	case HoldsToken(in):
-		return errors.New("this node holds the right to write; make another node primary first")
+		return errors.New("this node holds the right to write RES; make another node primary first")
 	}
 	return nil
 }

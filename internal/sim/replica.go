@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"errors"
 	"time"
 
@@ -23,7 +24,6 @@ type replica struct {
 	in       resource.Input
 	plan     resource.Plan
 	facts    resource.Facts
-	pub      string // published last
 	pubAt    time.Duration
 	waits    string
 	waitsAt  time.Duration
@@ -419,12 +419,12 @@ func (r *replica) publish(in resource.Input) {
 	if !urgent && r.n.w.now-r.pubAt < publishEvery {
 		return
 	}
-	b := encode(f)
-	if string(b) == r.pub {
+	b, k := encode(f), key(r.res.id, "facts", r.n.id)
+	if now, ok := r.n.meta.tree.Get(k); ok && bytes.Equal(now.Value, b) {
 		return
 	}
-	r.n.meta.putVolatile(key(r.res.id, "facts", r.n.id), b)
-	r.pub, r.pubAt = string(b), r.n.w.now
+	r.n.meta.putVolatile(k, b)
+	r.pubAt = r.n.w.now
 }
 
 func (r *replica) makeFacts(in resource.Input) resource.Facts {
