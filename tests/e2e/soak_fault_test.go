@@ -45,6 +45,7 @@ func (s *soak) killSome() {
 	down := s.kill(victims...)
 	s.pause(0, 2*time.Second)
 	s.restart(victims)
+	bad.healSoon()
 	s.goOn(down)
 	bad.heal()
 }
@@ -100,7 +101,7 @@ func (s *soak) goOn(down []*soakVolume) {
 func (s *soak) daemonFlags() []string {
 	switch s.rnd.IntN(5) {
 	case 0, 1:
-		return []string{"--log-limit", fmt.Sprintf("%dMiB", 24+s.rnd.IntN(40))}
+		return []string{"--log-limit", fmt.Sprintf("%dMiB", 40+s.rnd.IntN(40))}
 	case 2:
 		return []string{"--write-cache", "off"}
 	}
@@ -134,6 +135,11 @@ func (s *soak) failOver() {
 			down = append(down, v)
 			winners[v] = s.secondary(v)
 			s.ready(v, winners[v])
+			if s.rnd.IntN(3) == 0 { // then much is in its log only when it takes over
+				s.say("%s does not replay %s", winners[v].name, v.name)
+				winners[v].do("pause-replay", v.name)
+				s.pause(0, 2*time.Second)
+			}
 		}
 	}
 	tail, alive := s.rnd.IntN(2) == 0, s.rnd.IntN(3) == 0
@@ -158,6 +164,7 @@ func (s *soak) failOver() {
 		s.failovers++
 		v.primary = winners[v]
 		s.begin(v, must, true)
+		v.primary.do("resume-replay", v.name)
 	}
 	s.pause(0, time.Second)
 	if alive {
@@ -236,6 +243,7 @@ func (s *soak) handOver() {
 		s.say("kill %s during the handover", nodeNames(victims))
 		down := s.kill(victims...)
 		s.restart(victims)
+		bad.healSoon()
 		s.goOn(down)
 	}
 	said := <-answered

@@ -10,11 +10,14 @@ import (
 	"mars/tests/faultnet"
 )
 
-// badNet is something that is wrong with the network until it is healed.
+// badNet is something that is wrong with the network until it is healed, which may be done more than once.
 type badNet struct {
 	what string
 	heal func()
 }
+
+// healSoon heals at the latest when an application could wait for log space: that is freed only when the others are in contact again.
+func (b *badNet) healSoon() { time.AfterFunc(patience/8, b.heal) }
 
 const (
 	modem       = 5000 / 8 // bytes per second
@@ -56,7 +59,7 @@ func (s *soak) damage(a, b *node) *badNet {
 			}
 		}, heal)
 	}
-	return &badNet{what: what + " " + where, heal: heal}
+	return &badNet{what: what + " " + where, heal: sync.OnceFunc(heal)}
 }
 
 func each(links []*faultnet.Link, f func(*faultnet.Link)) {
