@@ -5,6 +5,7 @@ FUZZ ?= 5000x
 SEED ?= 1
 RUNS ?= 200
 DURATION ?= 30m
+SMOKE ?= 60s
 
 .DEFAULT_GOAL := help
 
@@ -45,7 +46,7 @@ fuzz: ## every decoder with FUZZ inputs (5000x) or for FUZZ time (60s)
 	./scripts/fuzz.sh $(FUZZ)
 
 e2e: ## real daemons, file systems and NBD clients
-	$(GO) test -count=1 -timeout 20m ./tests/...
+	MARS_SOAK_DURATION=$(SMOKE) $(GO) test -count=1 -timeout 20m ./tests/...
 
 sim: ## RUNS clusters from SEED on, simulated; one that fails prints how to replay it
 	$(GO) run ./internal/sim/cmd/marssim -seed $(SEED) -runs $(RUNS)
