@@ -222,6 +222,7 @@ func (j *joining) answered() {
 	r.missing = false
 	r.n.w.logf("%s/%s: joined, to be filled from LSN %d on", r.n.id, r.res.id, reply.Start.End)
 	r.n.damaged[r.res.index] = false
+	r.n.must[r.res.index].cut() // a new replica; a leave-resource that died half way has ended the old one
 	r.opened(v)
 	r.wake()
 }
