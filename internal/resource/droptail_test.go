@@ -51,3 +51,28 @@ func TestDropTailOnlyForADurableHistory(t *testing.T) {
 		})
 	}
 }
+
+// After a failover that nobody wrote in and that was handed back, the empty side is designated and the other one has data and cannot pass the
+// token to it. The empty side gives way, else there would never be a primary (found by the model in model/).
+func TestEmptyTailGivesWayToData(t *testing.T) {
+	t.Parallel()
+	root := timeline(1, "a", 0)
+	mine := walk(30, root, timeline(2, "b", 20))
+	mine.LastData, mine.Successor = 20, "a"
+	theirs := walk(40, root)
+	in := Input{
+		Self: "b", Designated: "b", Switches: AllOn, Settled: true,
+		Local: Local{Open: true, Status: volume.Status{Path: mine, Durable: 30, Consistent: true}},
+		Peers: []Peer{{Node: "a", Alive: true, Facts: &Facts{Attached: true, Consistent: true, Path: theirs, Durable: 40, Switches: AllOn}}},
+	}
+	for _, c := range []struct {
+		name     string
+		lastData history.LSN
+		drop     bool
+	}{{"data behind the fork", 40, true}, {"no data there either", 20, false}} {
+		in.Peers[0].Facts.Path.LastData = c.lastData
+		if p := Decide(in); (p.DropTail != nil) != c.drop {
+			t.Errorf("%s: DropTail = %v, want %v; plan %+v", c.name, p.DropTail, c.drop, p)
+		}
+	}
+}

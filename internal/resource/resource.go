@@ -395,9 +395,10 @@ func follow(in *Input, p *Plan) {
 		p.Fetch = fetchIfOn(in, &ref.Facts.Path)
 		return
 	}
-	// What replaces the tail must be durable there: facts may be old, and end with records that a power cut has taken since. Nothing has replaced
+	// A tail without data gives way to who counts, and to data, whoever has them: they must not wait for an operator to say what is plain. What
+	// replaces the tail must be durable there: facts may be old, and end with records that a power cut has taken since. Nothing has replaced
 	// our tail then, and it may be the one that passed the token on.
-	if !r.Unrelated && !r.ModifiedA && authoritative(in, ref) && ref.Facts.Durable > r.Fork.LSN {
+	if !r.Unrelated && !r.ModifiedA && (authoritative(in, ref) || r.ModifiedB) && ref.Facts.Durable > r.Fork.LSN {
 		if in.Switches.Fetch {
 			p.DropTail = &r.Fork
 		}
