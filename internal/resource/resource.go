@@ -194,6 +194,9 @@ func decidePrimary(in *Input, p *Plan) {
 	p.Replay, p.Device = true, true
 	p.Split = splitWithAny(in)
 	if in.Designated == in.Self {
+		if overtaken(in) {
+			p.stop(in)
+		}
 		return
 	}
 	if in.Designated == "" {
@@ -208,13 +211,30 @@ func decidePrimary(in *Input, p *Plan) {
 		p.WaitsFor = "the designated primary, which is unreachable"
 	case forked(&in.Local.Path, &x.Facts.Path):
 		// It was forced. It has its own history now; what is written here from now on can only be thrown away.
-		p.Device, p.Role = false, RoleStop
-		p.busy(in)
+		p.stop(in)
 	case !x.Facts.Attached || !x.Facts.Consistent:
 		p.WaitsFor = "the designated primary's replica to be attached and consistent"
 	default:
 		p.leave(in, x.Node)
 	}
+}
+
+// overtaken reports whether somebody has gone on by force from where this node stands, and has written. Nothing was written here since, so there is
+// no split brain yet, and the next write here would make one. Who fetches first and opens a timeline then loses nothing.
+func overtaken(in *Input) bool {
+	return slices.ContainsFunc(in.Peers, func(x Peer) bool {
+		if x.Facts == nil || x.Facts.Sync != nil {
+			return false
+		}
+		r := history.Compare(&in.Local.Path, &x.Facts.Path)
+		return !r.Unrelated && r.TailA == 0 && r.ModifiedB && x.Facts.Durable > r.Fork.LSN
+	})
+}
+
+// stop plans to stop writing without a word in the log.
+func (p *Plan) stop(in *Input) {
+	p.Device, p.Role = false, RoleStop
+	p.busy(in)
 }
 
 // leave plans the end of the tenure, which the users of the device can delay.
