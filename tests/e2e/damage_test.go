@@ -71,7 +71,10 @@ func TestLogDamagedOnSecondary(t *testing.T) {
 	w.net.Isolate(b.name)
 	b.start()
 	b.do("resume-replay", res)
-	m := b.awaitSelf(res, "the damage is reported", isDefective)
+	// The disk may be looked at only when nothing is being applied to it.
+	m := b.awaitSelf(res, "the damage is reported and all before it applied", func(m control.Member) bool {
+		return isDefective(m) && m.AppliedLSN == m.EndLSN
+	})
 	if m.AppliedLSN >= end {
 		t.Errorf("what is behind the damage was applied: %+v", m)
 	}
