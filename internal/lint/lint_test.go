@@ -19,7 +19,7 @@ import (
 var layers = [][]string{
 	{"bytesize", "history", "lamport", "name", "block/sectors", "vfs", "vfs/inject", "vfs/crashfs"},
 	{"block", "block/blocktest", "extent", "identity", "meta"},
-	{"translog", "transport", "device"},
+	{"translog", "transport", "device", "device/blockdev"},
 	{"replay", "ship", "fullsync", "cluster", "device/nbd", "device/loop", "control", "config"},
 	{"volume", "view"},
 	{"resource"},

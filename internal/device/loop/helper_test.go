@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"mars/internal/block"
+	"mars/internal/device/blockdev"
 
 	"golang.org/x/sys/unix"
 )
@@ -195,9 +196,9 @@ func leftovers(dir string) string {
 			out = append(out, f+" -> "+string(b))
 		}
 	}
-	for _, m := range readMountinfo("/proc/self/mountinfo") {
-		if strings.HasPrefix(m.point, dir) {
-			out = append(out, "mount "+m.point)
+	for _, m := range blockdev.ReadMountinfo("/proc/self/mountinfo") {
+		if strings.HasPrefix(m.Point, dir) {
+			out = append(out, "mount "+m.Point)
 		}
 	}
 	links, _ := filepath.Glob(filepath.Join(dir, "dev", "*"))
@@ -264,7 +265,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), deadline)
 	defer cancel()
-	if err := poll(ctx, what, func() (bool, error) { return cond(), nil }); err != nil {
+	if err := blockdev.Poll(ctx, what, func() (bool, error) { return cond(), nil }); err != nil {
 		t.Fatal(err)
 	}
 }

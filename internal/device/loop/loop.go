@@ -44,6 +44,7 @@ import (
 
 	"mars/internal/block"
 	"mars/internal/device"
+	"mars/internal/device/blockdev"
 
 	"golang.org/x/sys/unix"
 )
@@ -181,7 +182,7 @@ func (f *FrontEnd) open() error {
 	if err := f.claim.record(claimState{Link: f.cfg.Link, Node: f.loop.node()}); err != nil {
 		return err
 	}
-	return placeLink(f.cfg.Link, f.loop.node())
+	return blockdev.PlaceLink(f.cfg.Link, f.loop.node())
 }
 
 // Path is the stable link, or the loop device's node when there is none.
@@ -243,17 +244,17 @@ func (f *FrontEnd) withdraw(ctx context.Context) error {
 	settled := time.Now().Add(settleTime)
 	for {
 		err := f.tryWithdraw()
-		if _, passing := errors.AsType[*passingError](err); !passing || time.Now().After(settled) {
+		if _, passing := errors.AsType[*blockdev.PassingError](err); !passing || time.Now().After(settled) {
 			return err
 		}
-		if err := pause(ctx); err != nil {
+		if err := blockdev.Pause(ctx); err != nil {
 			return err
 		}
 	}
 }
 
 func (f *FrontEnd) tryWithdraw() error {
-	if err := busyError(f.users()); err != nil {
+	if err := blockdev.Busy(f.users()); err != nil {
 		return err
 	}
 	// O_EXCL fails when anybody has mounted the device, in whatever mount namespace, and keeps everybody from doing it meanwhile.
@@ -261,13 +262,13 @@ func (f *FrontEnd) tryWithdraw() error {
 	if errors.Is(err, errForeign) {
 		f.log.Warn("loop device was detached by somebody else", "dev", f.loop.node())
 		f.withdrawn.Store(true)
-		return dropLink(f.cfg.Link, f.loop.node())
+		return blockdev.DropLink(f.cfg.Link, f.loop.node())
 	}
 	if err != nil {
 		return err
 	}
 	defer d.close()
-	if err := dropLink(f.cfg.Link, f.loop.node()); err != nil {
+	if err := blockdev.DropLink(f.cfg.Link, f.loop.node()); err != nil {
 		return err
 	}
 	if err := d.detach(); err != nil {
@@ -281,9 +282,9 @@ func (f *FrontEnd) restoreLink() error {
 	if f.cfg.Link == "" {
 		return nil
 	}
-	err := placeLink(f.cfg.Link, f.loop.node())
+	err := blockdev.PlaceLink(f.cfg.Link, f.loop.node())
 	if f.gone.Load() { // Abort came in between, and may have looked for the link before it was back
-		return errors.Join(err, dropLink(f.cfg.Link, f.loop.node()))
+		return errors.Join(err, blockdev.DropLink(f.cfg.Link, f.loop.node()))
 	}
 	return err
 }
@@ -302,6 +303,19 @@ func (f *FrontEnd) teardown(ctx context.Context) error {
 	return f.claim.drop()
 }
 
+// Users names whoever has the loop device open.
+func (f *FrontEnd) Users() []string {
+	return blockdev.Names(f.users())
+}
+
+// users is empty when the loop device is not ours (any more): its users are somebody else's.
+func (f *FrontEnd) users() []blockdev.User {
+	if f.loop.backing() != f.place.file() {
+		return nil
+	}
+	return f.loop.disk().Users(f.cfg.Link)
+}
+
 // Abort withdraws the device at once. Users get I/O errors; the loop device's number is free again when the last of them has closed it.
 func (f *FrontEnd) Abort() {
 	if f.gone.Swap(true) {
@@ -311,7 +325,7 @@ func (f *FrontEnd) Abort() {
 	if f.fs != nil {
 		f.fs.dead.Store(true)
 	}
-	err := errors.Join(dropLink(f.cfg.Link, f.loop.node()), f.loop.forceDetach(f.place.file()))
+	err := errors.Join(blockdev.DropLink(f.cfg.Link, f.loop.node()), f.loop.forceDetach(f.place.file()))
 	if f.mount != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
 		defer cancel()

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"mars/internal/block"
+	"mars/internal/device/blockdev"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,15 +30,17 @@ type loopDev int
 
 const noLoop loopDev = -1
 
+func (l loopDev) disk() blockdev.Disk { return blockdev.Disk(fmt.Sprintf("loop%d", int(l))) }
+
 func (l loopDev) node() string {
 	if l == noLoop {
 		return ""
 	}
-	return fmt.Sprintf("/dev/loop%d", int(l))
+	return l.disk().Node()
 }
 
 func (l loopDev) sys(elem ...string) string {
-	return filepath.Join(append([]string{sysBlock, fmt.Sprintf("loop%d", int(l))}, elem...)...)
+	return l.disk().Sys(elem...)
 }
 
 // backing is the path of the file that the loop device is bound to; empty when it is not bound. Read from sysfs, so that neither the loop
@@ -50,26 +52,6 @@ func (l loopDev) backing() string {
 	}
 	// A dead FUSE file system makes the kernel forget the name, and say so.
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), " (deleted)")
-}
-
-// ensureNode makes the device node where no udev does it (containers), and makes sure that it is the right one.
-func (l loopDev) ensureNode() error {
-	want := unix.Mkdev(loopMajor, uint32(l))
-	var st unix.Stat_t
-	err := unix.Stat(l.node(), &st)
-	if errors.Is(err, unix.ENOENT) {
-		if err := unix.Mknod(l.node(), unix.S_IFBLK|0o660, int(want)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("make node %s: %w", l.node(), err)
-		}
-		err = unix.Stat(l.node(), &st)
-	}
-	if err != nil {
-		return fmt.Errorf("node %s: %w", l.node(), err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFBLK || uint64(st.Rdev) != want {
-		return fmt.Errorf("%s is not loop device %d", l.node(), int(l))
-	}
-	return nil
 }
 
 // attachLoop binds a free loop device to file.
@@ -112,7 +94,7 @@ func freeLoop() (loopDev, error) {
 }
 
 func (l loopDev) configure(conf *unix.LoopConfig) error {
-	if err := l.ensureNode(); err != nil {
+	if err := blockdev.EnsureNode(l.node(), unix.Mkdev(loopMajor, uint32(l))); err != nil {
 		return err
 	}
 	fd, err := unix.Open(l.node(), unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -146,7 +128,7 @@ func verifyLoop(l loopDev, size int64) error {
 
 // waitDetached waits until the kernel has given up the loop device's reference to file.
 func (l loopDev) waitDetached(ctx context.Context, file string) error {
-	return poll(ctx, "wait for "+l.node()+" to be detached", func() (bool, error) {
+	return blockdev.Poll(ctx, "wait for "+l.node()+" to be detached", func() (bool, error) {
 		return l.backing() != file, nil
 	})
 }
@@ -182,7 +164,7 @@ func (l loopDev) openBound(file string, flags int) (*boundLoop, error) {
 	fd, err := unix.Open(l.node(), unix.O_RDONLY|unix.O_CLOEXEC|flags, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return nil, &passingError{"an exclusive opener (perhaps a mount in another mount namespace)"}
+		return nil, &blockdev.PassingError{Who: "an exclusive opener (perhaps a mount in another mount namespace)"}
 	case errors.Is(err, unix.ENXIO):
 		return nil, fmt.Errorf("%s: %w", l.node(), errForeign)
 	case err != nil:
@@ -242,7 +224,7 @@ func (d *boundLoop) detach() error {
 	if err := unix.IoctlLoopSetStatus64(d.fd, info); err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("keep %s: %w", d.node(), err)
 	}
-	return &passingError{"an opener that is not visible from here"}
+	return &blockdev.PassingError{Who: "an opener that is not visible from here"}
 }
 
 // statSize makes the kernel ask for the file's size and checks it.

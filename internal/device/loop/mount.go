@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"time"
+
+	"mars/internal/device/blockdev"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -75,7 +76,7 @@ func fuseOptions(p place, log *slog.Logger) *fuse.MountOptions {
 
 // unmount takes the file system away once nobody, that is the loop device, has the file open any more.
 func (m *mount) unmount(ctx context.Context) error {
-	err := poll(ctx, "unmount "+m.at, func() (bool, error) {
+	err := blockdev.Poll(ctx, "unmount "+m.at, func() (bool, error) {
 		err := unix.Unmount(m.at, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
@@ -129,34 +130,4 @@ func ignoreNotMounted(err error) error {
 		return nil
 	}
 	return err
-}
-
-const pollInterval = 5 * time.Millisecond
-
-// pause waits for one poll interval, or fails when ctx ends.
-func pause(ctx context.Context) error {
-	t := time.NewTimer(pollInterval)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// poll calls step until it says it is done or fails. The kernel has no notification for the states that we wait for.
-func poll(ctx context.Context, what string, step func() (done bool, err error)) error {
-	for {
-		done, err := step()
-		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-		if done {
-			return nil
-		}
-		if err := pause(ctx); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-	}
 }

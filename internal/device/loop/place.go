@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"mars/internal/block"
+	"mars/internal/device/blockdev"
 
 	"golang.org/x/sys/unix"
 )
@@ -130,50 +131,8 @@ func (c *claim) recorded() claimState {
 // drop removes the place and gives up the claim. A directory that is not empty stays: something there is not ours.
 func (c *claim) drop() error {
 	err := errors.Join(
-		ignoreMissing(os.Remove(c.at.mnt())),
-		ignoreMissing(os.Remove(c.at.claim())),
-		ignoreMissing(os.Remove(c.at.home())))
+		blockdev.Remove(c.at.mnt()),
+		blockdev.Remove(c.at.claim()),
+		blockdev.Remove(c.at.home()))
 	return errors.Join(err, c.f.Close())
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// placeLink points link to node, atomically. It replaces a symlink, but nothing else.
-func placeLink(link, node string) error {
-	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
-		return fmt.Errorf("link: %w", err)
-	}
-	if st, err := os.Lstat(link); err == nil && st.Mode()&fs.ModeSymlink == 0 {
-		return fmt.Errorf("link %s: there is something that is not a symlink", link)
-	}
-	tmp := filepath.Join(filepath.Dir(link), "."+filepath.Base(link)+".new")
-	if err := ignoreMissing(os.Remove(tmp)); err != nil {
-		return fmt.Errorf("link: %w", err)
-	}
-	if err := os.Symlink(node, tmp); err != nil {
-		return fmt.Errorf("link: %w", err)
-	}
-	if err := os.Rename(tmp, link); err != nil {
-		return errors.Join(fmt.Errorf("link: %w", err), os.Remove(tmp))
-	}
-	return nil
-}
-
-// dropLink removes link if it still points to node.
-func dropLink(link, node string) error {
-	if link == "" || node == "" {
-		return nil
-	}
-	if target, err := os.Readlink(link); err != nil || target != node {
-		return nil // gone, or somebody else's by now
-	}
-	if err := ignoreMissing(os.Remove(link)); err != nil {
-		return fmt.Errorf("link: %w", err)
-	}
-	return nil
 }

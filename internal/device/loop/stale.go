@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"mars/internal/block"
+	"mars/internal/device/blockdev"
 )
 
 // Leftover is a loop device of a dead process that still has users. All its I/O fails; it goes away when the last user has closed it.
@@ -82,7 +83,7 @@ func cleanClaimed(p place, c *claim) (*Leftover, error) {
 		}
 	}
 	state := c.recorded()
-	if err := dropLink(state.Link, state.Node); err != nil {
+	if err := blockdev.DropLink(state.Link, state.Node); err != nil {
 		return left, err
 	}
 	// More than one mount: the owners of the lower ones died while the loop device was in use.
@@ -97,7 +98,7 @@ func cleanClaimed(p place, c *claim) (*Leftover, error) {
 // releaseStale detaches l and waits until it is free, unless it has users: then it is marked to go with the last of them.
 func releaseStale(l loopDev, p place, c *claim) ([]string, error) {
 	link := c.recorded().Link
-	if err := dropLink(link, l.node()); err != nil {
+	if err := blockdev.DropLink(link, l.node()); err != nil {
 		return nil, err
 	}
 	if err := l.forceDetach(p.file()); err != nil {
@@ -106,12 +107,12 @@ func releaseStale(l loopDev, p place, c *claim) ([]string, error) {
 	ctx, cancel := detachDeadline()
 	defer cancel()
 	var users []string
-	err := poll(ctx, "release "+l.node(), func() (bool, error) {
+	err := blockdev.Poll(ctx, "release "+l.node(), func() (bool, error) {
 		users = nil
 		if l.backing() != p.file() {
 			return true, nil
 		}
-		users = names(l.users(link))
+		users = blockdev.Names(l.disk().Users(link))
 		return len(users) > 0, nil
 	})
 	if err != nil && l.backing() == p.file() {
@@ -138,8 +139,8 @@ func boundTo(file string) []loopDev {
 
 // mountedAt tells whether one of our file systems is mounted there.
 func mountedAt(at string) bool {
-	for _, m := range readMountinfo("/proc/self/mountinfo") {
-		if m.point == at && m.fstype == fuseType {
+	for _, m := range blockdev.ReadMountinfo("/proc/self/mountinfo") {
+		if m.Point == at && m.FSType == fuseType {
 			return true
 		}
 	}

@@ -43,7 +43,7 @@ func TestKillUnderLoad(t *testing.T) {
 			result <- err
 		}()
 	}
-	eventually(t, "the writers", func() bool { return len(nodeNumber(t, c.node).users("")) >= 2 })
+	eventually(t, "the writers", func() bool { return len(nodeNumber(t, c.node).disk().Users("")) >= 2 })
 	c.kill9()
 	for range cap(result) {
 		if err := <-result; err != nil {
