@@ -18,7 +18,7 @@ build: ## bin/marsd and bin/marsadm, static
 demo: build ## two nodes on loopback: replication, handover, failover, real data; under a minute
 	./demo/demo.sh
 
-test: deps lint vuln unit race fuzz e2e ## everything that can run here
+test: deps lint vuln unit race fuzz e2e vm-smoke ## everything that can run here
 
 deps: ## Debian packages for the tests (as root)
 	./scripts/deps.sh
@@ -46,7 +46,13 @@ fuzz: ## every decoder with FUZZ inputs (5000x) or for FUZZ time (60s)
 	./scripts/fuzz.sh $(FUZZ)
 
 e2e: ## real daemons, file systems and NBD clients
-	MARS_SOAK_DURATION=$(SMOKE) $(GO) test -count=1 -timeout 20m ./tests/...
+	MARS_SOAK_DURATION=$(SMOKE) $(GO) test -count=1 -timeout 20m $$($(GO) list ./tests/... | grep -v tests/vm)
+
+vm-smoke: ## one virtual machine with Debian's kernel: does the device work there?
+	$(GO) test -count=1 -timeout 10m ./tests/vm/...
+
+vm: ## all scenarios in virtual machines with Debian's kernel; see tests/vm/README.md
+	MARS_VM=all $(GO) test -count=1 -timeout 0 -v ./tests/vm/...
 
 sim: ## RUNS clusters from SEED on, simulated; one that fails prints how to replay it
 	$(GO) run ./internal/sim/cmd/marssim -seed $(SEED) -runs $(RUNS)
@@ -60,4 +66,4 @@ bench: build ## against qemu-nbd, nbdkit, rsync: a table of ratios
 clean: ## remove what was built
 	rm -rf bin bench/tmp
 
-.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e sim soak bench clean
+.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e vm-smoke vm sim soak bench clean

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that the tests and benchmarks use, when it may. Nothing here is needed to build or run marsd.
 set -eu
-packages="fio qemu-utils nbdkit libnbd-bin python3-libnbd e2fsprogs xfsprogs util-linux iproute2 rsync sqlite3 spin gcc libc6-dev"
+packages="fio qemu-utils nbdkit libnbd-bin python3-libnbd e2fsprogs xfsprogs util-linux iproute2 rsync sqlite3 spin gcc libc6-dev
+	qemu-system-x86 zstd xz-utils debian-archive-keyring"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
