@@ -37,7 +37,7 @@ vuln: ## known vulnerabilities
 	./scripts/vuln.sh
 
 unit: ## unit, property, scenario, crash and simulator tests
-	$(GO) test -count=1 ./internal/... ./cmd/...
+	$(GO) test -count=1 ./internal/... ./cmd/... ./bench
 
 race: ## the same under the race detector
 	CGO_ENABLED=1 $(GO) test -count=1 -race -short $$($(GO) list ./internal/... ./cmd/... | grep -v internal/sim) # one goroutine there
@@ -60,10 +60,14 @@ sim: ## RUNS clusters from SEED on, simulated; one that fails prints how to repl
 soak: ## real daemons, file systems and a database under random disasters for DURATION
 	MARS_SOAK_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./tests/e2e
 
-bench: build ## against qemu-nbd, nbdkit, rsync: a table of ratios
-	$(GO) run ./bench
+bench: build ## against qemu-nbd, nbdkit, rsync and others: ratios and goals, into bench/results; BENCH=FLAGS, like -quick
+	$(GO) build -o bin/bench ./bench
+	exec bin/bench $(BENCH)
+
+bench-compare: ## what has changed between two results: A=FILE.json B=FILE.json
+	@$(GO) run ./bench compare $(A) $(B)
 
 clean: ## remove what was built
 	rm -rf bin bench/tmp
 
-.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e vm-smoke vm sim soak bench clean
+.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e vm-smoke vm sim soak bench bench-compare clean
