@@ -23,7 +23,12 @@ type server struct {
 	mu   sync.Mutex // of port's writing side
 	port *json.Encoder
 
-	jobs sync.Map // ID to *exec.Cmd
+	jobs sync.Map // ID to *job
+}
+
+type job struct {
+	cmd   *exec.Cmd
+	input io.WriteCloser // nil when it reads nothing
 }
 
 // agent does what the lab asks for, until the port fails.
@@ -72,8 +77,12 @@ func (s *server) handle(r wire.Request) {
 		tv := unix.NsecToTimeval(r.Now)
 		s.exit(r.ID, unix.Settimeofday(&tv))
 	case r.Kill:
-		if cmd, ok := s.jobs.Load(r.ID); ok {
-			syscall.Kill(-cmd.(*exec.Cmd).Process.Pid, syscall.SIGKILL)
+		if j, ok := s.jobs.Load(r.ID); ok {
+			syscall.Kill(-j.(*job).cmd.Process.Pid, syscall.SIGKILL)
+		}
+	case r.Input != nil:
+		if j, ok := s.jobs.Load(r.ID); ok {
+			j.(*job).input.Write(r.Input) // who does not read any more will say why
 		}
 	default:
 		s.run(r)
@@ -89,16 +98,26 @@ func (s *server) run(r wire.Request) {
 	cmd.Stdout = output(func(p []byte) { s.send(wire.Reply{ID: r.ID, Stdout: p}) })
 	cmd.Stderr = output(func(p []byte) { s.send(wire.Reply{ID: r.ID, Stderr: p}) })
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	j := &job{cmd: cmd}
+	if err := j.start(r.Stdin); err != nil {
 		s.exit(r.ID, err)
 		return
 	}
-	s.jobs.Store(r.ID, cmd)
+	s.jobs.Store(r.ID, j)
 	go func() { // ends with the job
 		err := cmd.Wait()
 		s.jobs.Delete(r.ID)
 		s.exit(r.ID, err)
 	}()
+}
+
+func (j *job) start(stdin bool) (err error) {
+	if stdin {
+		if j.input, err = j.cmd.StdinPipe(); err != nil {
+			return err
+		}
+	}
+	return j.cmd.Start()
 }
 
 func (s *server) exit(id int, err error) {

@@ -127,11 +127,6 @@ func (j *Job) take(r wire.Reply) {
 	}
 }
 
-// start starts a script. The writers, where nil drops the output, are called on one goroutine of the agent and must not block.
-func (a *agent) start(script string, stdout, stderr io.Writer) *Job {
-	return a.ask(wire.Request{Script: script}, stdout, stderr)
-}
-
 func (a *agent) ask(r wire.Request, stdout, stderr io.Writer) *Job {
 	if stdout == nil {
 		stdout = io.Discard
@@ -184,9 +179,28 @@ func (a *agent) setClock(ctx context.Context) error {
 	return err
 }
 
-// Start starts a bash script in the machine. Its output goes to the writers, which must not block; nil drops it.
+// Write sends input to the job, which must have been started by Converse.
+func (j *Job) Write(p []byte) (int, error) {
+	j.agent.mu.Lock()
+	defer j.agent.mu.Unlock()
+	if j.agent.gone {
+		return 0, ErrGone
+	}
+	if err := j.agent.out.Encode(wire.Request{ID: j.id, Input: p}); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Start starts a bash script in the machine. Its output goes to the writers, which must not block and are called on one goroutine for all jobs
+// of the machine; nil drops it.
 func (m *Machine) Start(script string, stdout, stderr io.Writer) *Job {
-	return m.agent.start(script, stdout, stderr)
+	return m.agent.ask(wire.Request{Script: script}, stdout, stderr)
+}
+
+// Converse is Start for a script that reads what is written to the job.
+func (m *Machine) Converse(script string, stdout, stderr io.Writer) *Job {
+	return m.agent.ask(wire.Request{Script: script, Stdin: true}, stdout, stderr)
 }
 
 // ExitError says that a script in a machine has failed.

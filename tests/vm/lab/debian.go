@@ -120,7 +120,7 @@ func (b *builder) configure() error {
 			return err
 		}
 	}
-	for _, d := range []string{"proc", "sys", "dev", "run", "tmp", "root", "host", "mnt", "etc", "etc/lvm", "var/lib/drbd", "var/log"} {
+	for _, d := range []string{"proc", "sys", "dev", "run", "tmp", "root", "host", "mnt", "srv", "etc", "etc/lvm", "var/lib/drbd", "var/log"} {
 		if err := os.MkdirAll(filepath.Join(b.tree, d), 0o755); err != nil {
 			return err
 		}

@@ -30,7 +30,7 @@ type Image struct {
 var packages string
 
 // format of the cache; changing it makes everybody's images anew.
-const format = "1"
+const format = "2"
 
 // ErrMissing is wrapped by errors that say what the host has to have before there can be machines.
 var ErrMissing = errors.New("the VM lab needs")

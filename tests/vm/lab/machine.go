@@ -135,7 +135,7 @@ func (m *Machine) Off(ctx context.Context) error {
 	if !m.Running() {
 		return nil
 	}
-	m.agent.start("sync; echo o >/proc/sysrq-trigger", nil, nil)
+	m.Start("sync; echo o >/proc/sysrq-trigger", nil, nil)
 	select {
 	case <-m.ended:
 		return m.gone()

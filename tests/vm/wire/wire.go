@@ -8,6 +8,8 @@ const Port = "mars.agent"
 type Request struct {
 	ID     int    // of the job, chosen by the lab, never used twice
 	Script string `json:",omitempty"` // start bash on this
+	Stdin  bool   `json:",omitempty"` // with Script: it gets Input of later requests; others read nothing
+	Input  []byte `json:",omitempty"` // for that job, which has to read it soon: the agent does nothing else meanwhile
 	Kill   bool   `json:",omitempty"` // end that job, and what it has started
 	Now    int64  `json:",omitempty"` // set the clock: nanoseconds since 1970
 }
