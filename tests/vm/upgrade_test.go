@@ -30,7 +30,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 			--verify_fatal=1 --verify_backlog=64 --time_based --runtime=20 --output-format=json --output=/fio.json </dev/null >/fio.log 2>&1 & echo $! >/fio.pid`)
 		for range 3 {
 			x.sh(goesOn)
-			x.sh("cp /host/bin/marsd /usr/bin/marsd.new; mv /usr/bin/marsd.new /usr/bin/marsd; p=$(cat /marsd.pid); kill $p; while [ -e /proc/$p ]; do sleep 0.02; done")
+			x.sh("cp /host/bin/marsd /host/bin/marsd.new; mv /host/bin/marsd.new /host/bin/marsd; p=$(cat /marsd.pid); kill $p; while [ -e /proc/$p ]; do sleep 0.02; done")
 			x.launch()
 			x.primary()
 		}

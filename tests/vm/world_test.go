@@ -121,7 +121,7 @@ func (x *node) starts(f front, flags ...string) {
 // launch starts marsd and waits until it answers.
 func (x *node) launch(flags ...string) {
 	x.w.t.Helper()
-	args := append([]string{"--device", x.front.name, "--listen", x.Name+":7777", "--log-reserve", "16MiB", "--segment-size", "16MiB", "--primary-wait", "3s"}, flags...)
+	args := append([]string{"--device", x.front.name, "--listen", x.Name + ":7777", "--log-reserve", "16MiB", "--segment-size", "16MiB", "--primary-wait", "3s"}, flags...)
 	x.sh("nohup setsid marsd %s >>/marsd.log 2>&1 </dev/null & echo $! >/marsd.pid", strings.Join(args, " "))
 	x.await("marsd answers", func(control.Status) bool { return true })
 }
