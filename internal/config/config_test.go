@@ -123,7 +123,7 @@ func TestRefusals(t *testing.T) {
 		"primary_wait = \"-5s\"":               "0s to 1h0m0s are allowed",
 		"write_cache = true":                   "must be a string",
 		"write_cache = \"yes\"":                `"on" or "off"`,
-		"device = \"ublk\"":                    "[auto loop none]",
+		"device = \"ublk\"":                    "[auto nbd loop none]",
 		"log_level = \"loud\"":                 "[debug info warn error]",
 		"listen = \"7777\"":                    "HOST:PORT",
 		"listen = \"[::]:http\"":               "from 0 to 65535",

@@ -32,8 +32,10 @@ var settings = []setting{
 	stringSetting("listen", "`HOST:PORT` for connections of the peers", func(c *Config) *string { return &c.Listen }, checkListen),
 	stringSetting("advertise", "`HOST:PORT` at which the peers find this node (default: found out)", func(c *Config) *string { return &c.Advertise }, optional(checkAdvertise)),
 	{
-		key: "device", help: "`MODE` in which a primary shows its devices: auto, loop or none (NBD only)",
-		set: func(c *Config, text string) error { return oneOf(text, &c.Device, DeviceAuto, DeviceLoop, DeviceNone) }, show: func(c Config) string { return string(c.Device) },
+		key: "device", help: "`MODE` in which a primary shows its devices: auto (the first that works), nbd (the kernel driver), loop, none (NBD socket only)",
+		set: func(c *Config, text string) error {
+			return oneOf(text, &c.Device, DeviceAuto, DeviceNBD, DeviceLoop, DeviceNone)
+		}, show: func(c Config) string { return string(c.Device) },
 	},
 	pathSetting("dev_dir", "`DIR` of the links to the devices (default: /dev/mars as root, else DIR/dev)", func(c *Config) *string { return &c.DevDir }),
 	sizeSetting("log_limit", "`SIZE` of all logs together (0: all the free space but log_reserve)", func(c *Config) *int64 { return &c.LogLimitBytes }, sizes{0, 1 << 60}),

@@ -18,3 +18,21 @@ type FrontEnd interface {
 	// Abort withdraws the device at once; users get I/O errors.
 	Abort()
 }
+
+// Survivor is a front end whose device can outlive the process that serves it.
+type Survivor interface {
+	FrontEnd
+	// Leave ends serving because the process ends. A device that has users stays, and their IO waits for a successor; it must be found
+	// by that as Paused. No request is answered with an error because of that.
+	Leave()
+}
+
+// Paused is a device that a former process has left behind, by Leave or by dying. Its users' IO waits.
+type Paused interface {
+	// Resource is the identity of the resource whose device it is.
+	Resource() string
+	// Users names whoever has the device open now.
+	Users() []string
+	// Drop gives the device up for ever; its users get I/O errors.
+	Drop() error
+}

@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"bytesize", "history", "lamport", "name", "block/sectors", "vfs", "vfs/inject", "vfs/crashfs"},
 	{"block", "block/blocktest", "extent", "identity", "meta"},
 	{"translog", "transport", "device", "device/blockdev"},
-	{"replay", "ship", "fullsync", "cluster", "device/nbd", "device/loop", "control", "config"},
+	{"replay", "ship", "fullsync", "cluster", "device/nbd", "device/loop", "device/knbd", "control", "config"},
 	{"volume", "view"},
 	{"resource"},
 	{"node"},
@@ -33,6 +33,7 @@ var siblings = map[string][]string{
 	"block/blocktest": {"block"},
 	"extent":          {},
 	"config":          {},
+	"device/knbd":     {"device/nbd"}, // serves the kernel's end of its connections
 }
 
 // pure packages have no IO, no clock, no goroutines: a simulator drives them.

@@ -37,6 +37,9 @@ func (n *Node) messages(in resource.Input, plan resource.Plan, v resource.View, 
 	if l.OpenErr != "" {
 		add(control.LevelErr, "attach", "%s", l.OpenErr)
 	}
+	if l.Paused {
+		add(control.LevelWarn, "device", "the device that marsd showed when it ended waits to be continued, and so do its users: %s", strings.Join(l.Users, ", "))
+	}
 	if s := plan.Split; s != nil {
 		add(control.LevelErr, "split-brain", "%s; choose the side to keep (primary), then `marsadm invalidate` on the other one, which loses its side", v.Split)
 	}

@@ -3,7 +3,7 @@
 // resource does; a node observes, asks, and does as told, again and again.
 //
 // Layout of DIR: identity and metadata (package cluster), `resource/ID/` with state file and log of each replica (package volume),
-// `dev/NAME.sock` NBD sockets, `loop/` mount points, `marsd.sock` control socket, `marsd.lock`.
+// `dev/NAME.sock` NBD sockets, `loop/` mount points, `nbd/` records of nbd devices, `marsd.sock` control socket, `marsd.lock`.
 package node
 
 import (
@@ -170,6 +170,7 @@ func (n *Node) removeLeftovers() {
 	}
 	n.create.Lock()
 	defer n.create.Unlock()
+	n.dropStrays()
 	names, err := n.fs.ReadDir(n.store.dir)
 	if err != nil {
 		n.log.Error("cannot list replicas", "dir", n.store.dir, "err", err)

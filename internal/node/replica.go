@@ -40,6 +40,7 @@ type replica struct {
 
 	mu     sync.Mutex
 	fronts []device.FrontEnd
+	paused *leftover // what a former process has left behind, until it is shown again or given up; nil: nothing
 }
 
 // wish is what the workers go by.
@@ -54,7 +55,7 @@ func openReplica(r *runner, path string) (*replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep := &replica{r: r, disk: disk, wishKick: make(chan struct{}, 1)}
+	rep := &replica{r: r, disk: disk, wishKick: make(chan struct{}, 1), paused: r.n.pausedOf(r.id)}
 	rep.ctx, rep.stop = context.WithCancelCause(r.ctx)
 	rep.vcfg, err = r.n.volumeConfig(r.id, disk)
 	if err != nil {
@@ -123,7 +124,7 @@ func (rep *replica) startWorkers(vol *volume.Volume) {
 
 // close withdraws the device, whatever its users say, and ends everything.
 func (rep *replica) close() error {
-	rep.abortFronts()
+	rep.endFronts()
 	rep.stop(errClosed)
 	rep.session.pause()
 	var err error

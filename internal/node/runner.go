@@ -176,6 +176,7 @@ func (r *runner) local() resource.Local {
 	l.Status = vol.Status()
 	l.Backlog = int64(l.Path.End-l.Applied.LSN) > r.n.cfg.WritebackLimitBytes
 	l.Device, l.Users = rep.deviceAndUsers()
+	l.Paused = rep.isPaused()
 	rep.describe(&l)
 	if diskErr != nil && l.ApplyErr == nil {
 		l.ApplyErr = diskErr
@@ -213,6 +214,8 @@ func (r *runner) act(in resource.Input, p resource.Plan) (bool, error) {
 		return true, r.detach(false)
 	case resource.ActAttach:
 		return r.attach()
+	case resource.ActGiveUp:
+		return true, r.replica().giveUp()
 	case resource.ActJoin:
 		return true, r.join(p.Join)
 	case resource.ActHandOver:

@@ -9,6 +9,7 @@ const (
 	ActStop             // close the device and suspend the volume: Plan.Role is RoleStop
 	ActDetach           // close the disk and the log
 	ActAttach           // open them
+	ActGiveUp           // disconnect the paused device for ever
 	ActJoin             // make the missing replica, to be filled from Plan.Join
 	ActHandOver         // close the device and end the timeline in favour of Plan.To
 	ActPass             // pass the token to Plan.To without a tenure
@@ -29,6 +30,8 @@ func Next(l *Local, p *Plan) Action {
 		return ActDetach
 	case p.Attach && !attached:
 		return ActAttach
+	case p.GiveUp:
+		return ActGiveUp
 	case p.Join != "":
 		return ActJoin
 	case p.Role == RoleHandOver:

@@ -61,6 +61,7 @@ type Local struct {
 	Backlog    bool // more is unapplied than a primary may have
 	Device     string
 	Users      []string
+	Paused     bool     // a device that a former process has shown is still there, and its users (then in Users) wait
 	Orphan     bool     // what the log needs next is nowhere to be had
 	Lacking    []string // nodes that were asked for it and do not have it, or not intact
 	FetchFrom  string
@@ -98,6 +99,7 @@ type Plan struct {
 	Role      Role
 	To        string
 	Device    bool // show the device (after RoleActivate)
+	GiveUp    bool // the paused device will not be continued: its users get errors
 	Heal      bool // cut the log at its damage and fetch the rest again
 	StartOver bool // throw away the replica, which is inconsistent and cannot become otherwise, and fill it anew
 	DropTail  *history.Position
@@ -124,6 +126,7 @@ func Decide(in Input) Plan {
 	p := Plan{Attach: true}
 	switch {
 	case l.Missing:
+		p.GiveUp = l.Paused
 		decideJoin(&in, &p)
 	case !l.Open:
 	case l.Writable:
@@ -279,6 +282,7 @@ func splitWith(in *Input, x *Peer) *Split {
 // decideSecondary: this node has no open timeline. It follows, and becomes primary when that is wished and the token is here.
 func decideSecondary(in *Input, p *Plan) {
 	p.Replay = in.Switches.Replay
+	p.GiveUp = in.Local.Paused // unless this node is going on; whatever else it does now may change the content behind the users' backs
 	if in.Local.Sync != nil {
 		decideSync(in, p)
 		return
@@ -288,6 +292,7 @@ func decideSecondary(in *Input, p *Plan) {
 		return
 	}
 	if in.Local.Path.Holder() == in.Self && decideHolder(in, p) {
+		p.GiveUp = p.GiveUp && p.Role == RolePass
 		return
 	}
 	follow(in, p)
@@ -306,7 +311,7 @@ func decideHolder(in *Input, p *Plan) bool {
 		p.WaitsFor = "the rest of the log, which node " + x.Node + " has (or use primary --force)"
 		return false
 	}
-	if in.Designated == in.Self {
+	if in.Designated == in.Self || interrupted(in) {
 		if in.Local.Backlog {
 			p.Replay = true
 			p.WaitsFor = "replay of the log"
@@ -326,6 +331,13 @@ func decideHolder(in *Input, p *Plan) bool {
 	}
 	p.Role, p.To = RolePass, x.Node
 	return true
+}
+
+// interrupted reports whether a tenure goes on that ended only because the process did: somebody still has its device open. Another node may be
+// designated meanwhile; it gets the role when the device is closed, as if nothing had happened. But not a side that has lost already.
+func interrupted(in *Input) bool {
+	x := in.peer(in.Designated)
+	return in.Local.Paused && len(in.Local.Users) > 0 && (x == nil || x.Facts == nil || !forked(&in.Local.Path, &x.Facts.Path))
 }
 
 // ahead returns a member that has all of this node's log and more. Then the token here is not the newest one: either the log was cut at a damage

@@ -73,6 +73,7 @@ type Server struct {
 	budget    budget
 	workers   *workers
 	stop      chan struct{} // closed when the server has been withdrawn
+	stopOnce  sync.Once
 	wg        sync.WaitGroup
 
 	mu struct {
@@ -240,10 +241,8 @@ func (s *Server) Abort() {
 
 // withdraw keeps new clients out, with the lock held, and returns what is to be cut.
 func (s *Server) withdraw() ([]io.Closer, []*conn) {
-	if !s.mu.closed {
-		s.mu.closed = true
-		close(s.stop)
-	}
+	s.mu.closed = true
+	s.stopOnce.Do(func() { close(s.stop) })
 	var closers []io.Closer
 	for l := range s.mu.listeners {
 		closers = append(closers, l)

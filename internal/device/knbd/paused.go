@@ -1,0 +1,93 @@
+package knbd
+
+import (
+	"errors"
+
+	"mars/internal/device"
+	"mars/internal/device/blockdev"
+)
+
+// Paused is a device that a former process has left behind. Its users' requests wait for Open to take it over.
+type Paused struct {
+	dir   string
+	rec   record
+	index uint32
+}
+
+var _ device.Paused = (*Paused)(nil)
+
+// Leftovers returns the devices that are recorded in dir and could be taken over, also those that this process itself shows, and tidies up
+// what could not.
+func Leftovers(dir string) ([]device.Paused, error) {
+	found, err := leftovers(dir)
+	out := make([]device.Paused, 0, len(found))
+	for _, p := range found {
+		out = append(out, p)
+	}
+	return out, err
+}
+
+func leftovers(dir string) ([]*Paused, error) {
+	recs, err := records(dir)
+	errs := []error{err}
+	var out []*Paused
+	for _, r := range recs {
+		index, ok := find(r.Backend)
+		if ok && !r.Abandoned {
+			out = append(out, &Paused{dir: dir, rec: r, index: index})
+			continue
+		}
+		errs = append(errs, r.abandon(dir))
+	}
+	return out, errors.Join(errs...)
+}
+
+// Resource is the identity of the resource whose device it is.
+func (p *Paused) Resource() string { return p.rec.Resource }
+
+// Users names whoever has the device open.
+func (p *Paused) Users() []string { return blockdev.Names(diskOf(p.index).Users(p.rec.Link)) }
+
+// Drop gives the device up. Its users get I/O errors.
+func (p *Paused) Drop() error { return p.rec.abandon(p.dir) }
+
+// abandon disconnects the device for ever. It can be done again. As long as somebody has it open the kernel remembers the device, and the record
+// stays, so that nobody takes it over.
+func (r *record) abandon(dir string) error {
+	index, ok := find(r.Backend)
+	if !ok {
+		return r.remove(dir)
+	}
+	if !r.Abandoned {
+		r.Abandoned = true
+		if err := r.save(dir); err != nil {
+			return err
+		}
+	}
+	drv, err := findDriver()
+	if err != nil {
+		return err
+	}
+	if err := blockdev.DropLink(r.Link, diskOf(index).Node()); err != nil {
+		return err
+	}
+	return r.disconnect(drv, index, dir)
+}
+
+// disconnect takes the device away, and forgets it if the kernel does.
+func (r *record) disconnect(drv driver, index uint32, dir string) error {
+	if err := errors.Join(drv.forgetTimer(index, r.Backend), drv.disconnect(index)); err != nil {
+		if _, ok := find(r.Backend); ok {
+			return err
+		}
+	}
+	return r.forget(dir)
+}
+
+// forget removes the record when the kernel does not know the device any more.
+func (r *record) forget(dir string) error {
+	if _, ok := find(r.Backend); ok {
+		return nil
+	}
+	return r.remove(dir)
+}
