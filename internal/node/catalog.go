@@ -19,6 +19,7 @@ import (
 //	member/NODE    memberRecord; its existence is the membership
 //	switch/NODE    resource.Switches: wishes
 //	facts/NODE     resource.Facts: written by NODE only, volatile
+//	former/NODE    resource.Former: written by NODE only, before it throws a log away; it outlives the membership
 const resourcePrefix = "resource/"
 
 // memberRecord is a replica as it was created or joined.
@@ -36,6 +37,7 @@ type entry struct {
 	members    map[string]*memberRecord
 	switches   map[string]resource.Switches
 	facts      map[string]*resource.Facts
+	former     map[string]resource.Former
 	stamp      lamport.Stamp // of the newest change
 }
 
@@ -58,7 +60,8 @@ func (n *Node) catalog() catalog {
 		}
 		e, ok := c[id]
 		if !ok {
-			e = entry{id: id, members: map[string]*memberRecord{}, switches: map[string]resource.Switches{}, facts: map[string]*resource.Facts{}}
+			e = entry{id: id, members: map[string]*memberRecord{}, switches: map[string]resource.Switches{}, facts: map[string]*resource.Facts{},
+				former: map[string]resource.Former{}}
 		}
 		if m.Stamp.Time > e.stamp.Time {
 			e.stamp = m.Stamp
@@ -117,6 +120,8 @@ func parseValue(key string, value []byte) any {
 		v = new(resource.Switches)
 	case "facts":
 		v = new(resource.Facts)
+	case "former":
+		v = new(resource.Former)
 	default:
 		return nil
 	}
@@ -141,6 +146,8 @@ func (e *entry) take(rest string, value any, stamp lamport.Stamp) {
 		e.switches[node] = *v
 	case *resource.Facts:
 		e.facts[node] = v
+	case *resource.Former:
+		e.former[node] = *v
 	}
 }
 

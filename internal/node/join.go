@@ -62,6 +62,11 @@ var errNoSource = errors.New("nothing was changed: no reachable member has a con
 func (r *runner) reset() error {
 	rep := r.replica()
 	cfg := rep.vcfg
+	if v := r.volume(); v != nil {
+		if err := r.n.noteOpen(r.id, v); err != nil {
+			return err
+		}
+	}
 	if err := r.detach(false); err != nil {
 		return err
 	}

@@ -172,6 +172,9 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 		{Key: key(e.id, "switch", node), Delete: true},
 		{Key: key(e.id, "facts", node), Delete: true},
 	}
+	if node == n.self() {
+		changes = append(changes, n.formerFacts(e)...) // should the log not be readable when it is removed
+	}
 	if e.designated == node {
 		changes = append(changes, meta.Change{Key: key(e.id, "primary"), Value: encode("")})
 	}

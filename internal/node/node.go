@@ -152,9 +152,15 @@ func (n *Node) startRunner(id string) {
 
 // endRunner tears the replica of a resource down that this node is no member of any more. The disk keeps its content.
 func (n *Node) endRunner(r *runner) {
+	v := r.volume()
+	noted := v != nil && n.noteOpen(r.id, v) == nil
 	r.close()
-	if n.cluster.ID() != "" && !n.cluster.Evicted() {
-		n.removeReplica(r.id) // before the runner is gone: who waits for that finds nothing left
+	switch { // before the runner is gone: who waits for that finds nothing left
+	case n.cluster.ID() == "" || n.cluster.Evicted():
+	case noted:
+		n.removeReplica(r.id)
+	default:
+		n.removeLeftover(r.id)
 	}
 	n.mu.Lock()
 	delete(n.runners, r.id)
@@ -178,15 +184,31 @@ func (n *Node) removeLeftovers() {
 	}
 	for _, id := range names {
 		if n.runner(id) == nil {
-			n.removeReplica(id)
+			n.removeLeftover(id)
 		}
 	}
 }
 
-// removeReplica deletes state and log of a resource unless this node is a member of it. The membership itself is asked, not the catalog, which
-// leaves out what it cannot read.
+func (n *Node) removeLeftover(id string) {
+	if n.isMember(id) {
+		return
+	}
+	if err := n.noteClosed(id); err != nil {
+		n.log.Error("cannot remove the log of a former membership", "res", id, "err", err)
+		return
+	}
+	n.removeReplica(id)
+}
+
+// isMember asks the membership itself, not the catalog, which leaves out what it cannot read.
+func (n *Node) isMember(id string) bool {
+	_, _, member := n.cluster.Get(key(id, "member", n.self()))
+	return member
+}
+
+// removeReplica deletes state and log of a resource unless this node is a member of it.
 func (n *Node) removeReplica(id string) {
-	if _, _, member := n.cluster.Get(key(id, "member", n.self())); member {
+	if n.isMember(id) {
 		return
 	}
 	if err := os.RemoveAll(filepath.Join(n.store.dir, id)); err != nil {

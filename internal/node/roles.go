@@ -119,8 +119,11 @@ func (n *Node) activateForced(ctx context.Context, r *runner) error {
 			}
 			rep := r.replica()
 			rep.fetch.retarget("") // a chunk must not arrive between the last look at the log and the new timeline
-			p := v.Log().Path()
-			return r.activate(n.self(), p.Holder() != n.self())
+			now, ok := r.observe()
+			if !ok {
+				return errClosed
+			}
+			return r.activate(n.self(), resource.OpensByForce(&now))
 		})
 		if !errors.Is(err, volume.ErrBacklog) {
 			return err

@@ -135,13 +135,13 @@ func (r *runner) observe() (resource.Input, bool) {
 	if !ok || e.members[self] == nil {
 		return resource.Input{}, false
 	}
-	in := resource.Input{Self: self, Designated: e.designated, Switches: e.switchesOf(self)}
+	in := resource.Input{Self: self, Designated: e.designated, Switches: e.switchesOf(self), Former: e.former[self]}
 	settled := true
 	for node := range e.members {
 		if node == self {
 			continue
 		}
-		p := resource.Peer{Node: node, Facts: e.facts[node]}
+		p := resource.Peer{Node: node, Facts: e.facts[node], Former: e.former[node]}
 		if info, err := r.n.cluster.Node(node); err == nil {
 			p.Alive = info.Alive
 			settled = settled && info.Alive && !info.LastContact.IsZero()
@@ -323,7 +323,7 @@ func (r *runner) attach() (bool, error) {
 	rep, err := openReplica(r, m.Disk)
 	missing := errors.Is(err, volume.ErrNoReplica)
 	if missing {
-		err = nil
+		err = r.n.noteFacts(e)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -49,6 +49,11 @@ func HolderReachable(in *Input) error {
 		}
 	}
 	h := in.Local.Path.Holder()
+	if in.formerOf(h).Voids(&in.Local.Path) && !restReachable(in) {
+		return fmt.Errorf("the log of RES here ends at LSN %d with the right to write for node %s, which has used it already: its log went on from there "+
+			"and was thrown away (invalidate, leave-resource); no reachable member has the rest: wait for one that has, or give the rest up with "+
+			"`marsadm primary RES --force`", in.Local.Path.End, h)
+	}
 	if p := in.peer(h); p != nil && !p.Alive && !laterHolder(in, h) {
 		return fmt.Errorf("node %s holds the right to write RES and is unreachable: wait for it, or fail over with `marsadm primary RES --force`, which loses what it has not shipped", h)
 	}
@@ -60,6 +65,18 @@ func laterHolder(in *Input, h string) bool {
 	for _, p := range in.Peers {
 		if p.Alive && p.Facts != nil && p.Facts.Path.Holder() != h && history.Compare(&in.Local.Path, &p.Facts.Path).TailB > 0 {
 			return true
+		}
+	}
+	return false
+}
+
+// restReachable reports whether a live member has all of our log and more.
+func restReachable(in *Input) bool {
+	for _, p := range in.Peers {
+		if p.Alive && p.Facts != nil {
+			if r := history.Compare(&in.Local.Path, &p.Facts.Path); !r.Unrelated && r.TailA == 0 && r.TailB > 0 {
+				return true
+			}
 		}
 	}
 	return false
@@ -105,13 +122,13 @@ func MayLeave(in *Input) error {
 // HoldsToken reports whether the right to write would go with this node. Where its own replica cannot tell, the histories of the others do.
 func HoldsToken(in *Input) bool {
 	if l := &in.Local; l.Open && l.Sync == nil {
-		return l.Path.Holder() == in.Self && Decide(*in).Split == nil && !abandoned(in)
+		return l.Path.Holder() == in.Self && Decide(*in).Split == nil && !abandoned(in) && !in.Former.Voids(&l.Path)
 	}
 	ref := reference(in)
 	if ref == nil {
 		return WorthKeeping(in)
 	}
-	return ref.Facts.Path.Holder() == in.Self
+	return ref.Facts.Path.Holder() == in.Self && !in.Former.Voids(&ref.Facts.Path)
 }
 
 // WorthKeeping reports whether this node's replica may be one that others can be filled from. Of a detached one nobody knows better.

@@ -46,9 +46,10 @@ type Facts struct {
 
 // Peer is another member as known here.
 type Peer struct {
-	Node  string
-	Alive bool
-	Facts *Facts // nil: never heard of
+	Node   string
+	Alive  bool
+	Facts  *Facts // nil: never heard of
+	Former Former
 }
 
 // Local is this node's replica as it is.
@@ -76,6 +77,7 @@ type Input struct {
 	Designated string // node that shall be primary; empty = nobody
 	Switches   Switches
 	Local      Local
+	Former     Former // logs that this node has thrown away
 	Peers      []Peer // the other members, by node id
 	Settled    bool   // the peers were listened to long enough since the start
 }
@@ -299,76 +301,6 @@ func decideSecondary(in *Input, p *Plan) {
 	if in.Designated == in.Self && p.WaitsFor == "" {
 		p.WaitsFor = waitForToken(in)
 	}
-}
-
-// decideHolder: the token is here. It returns true when nothing else is to be done.
-func decideHolder(in *Input, p *Plan) bool {
-	if !in.Settled {
-		p.WaitsFor = "the peers to be heard after the start"
-		return true
-	}
-	if x := ahead(in); x != nil {
-		p.WaitsFor = "the rest of the log, which node " + x.Node + " has (or use primary --force)"
-		return false
-	}
-	if in.Designated == in.Self || interrupted(in) {
-		if in.Local.Backlog {
-			p.Replay = true
-			p.WaitsFor = "replay of the log"
-			return true
-		}
-		p.Role, p.Device, p.Replay = RoleActivate, true, true
-		p.Split = splitWithAny(in)
-		return true
-	}
-	x := in.peer(in.Designated)
-	if x == nil || !x.Alive || x.Facts == nil || !x.Facts.Attached || !x.Facts.Consistent || x.Facts.Writable {
-		return false
-	}
-	r := history.Compare(&x.Facts.Path, &in.Local.Path)
-	if r.Unrelated || r.TailA > 0 {
-		return false
-	}
-	p.Role, p.To = RolePass, x.Node
-	return true
-}
-
-// interrupted reports whether a tenure goes on that ended only because the process did: somebody still has its device open. Another node may be
-// designated meanwhile; it gets the role when the device is closed, as if nothing had happened. But not a side that has lost already.
-func interrupted(in *Input) bool {
-	x := in.peer(in.Designated)
-	return in.Local.Paused && len(in.Local.Users) > 0 && (x == nil || x.Facts == nil || !forked(&in.Local.Path, &x.Facts.Path))
-}
-
-// ahead returns a member that has all of this node's log and more. Then the token here is not the newest one: either the log was cut at a damage
-// and the rest is still to be fetched, or somebody has gone on by force. A timeline that is opened now would fork a history that need not.
-func ahead(in *Input) *Peer {
-	for i := range in.Peers {
-		x := &in.Peers[i]
-		if x.Facts == nil || len(x.Facts.Path.Timelines) == 0 || x.Facts.Sync != nil {
-			continue
-		}
-		if r := history.Compare(&in.Local.Path, &x.Facts.Path); !r.Unrelated && r.TailA == 0 && r.TailB > 0 {
-			return x
-		}
-	}
-	return nil
-}
-
-func waitForToken(in *Input) string {
-	h := in.Local.Path.Holder()
-	x := in.peer(h)
-	switch {
-	case x == nil:
-		return "the right to write, whose holder " + h + " is no member"
-	case !x.Alive:
-		return "the right to write: its holder " + h + " is unreachable (or use primary --force)"
-	case x.Facts != nil && len(x.Facts.Users) > 0:
-		return "node " + h + ": its device is in use: " + x.Facts.Users[0]
-	case !in.Switches.Fetch:
-		return "resume-fetch"
-	}
-	return "node " + h + " to hand over"
 }
 
 // decideSync: the replica is being filled. When the log that it needs is gone everywhere it can only be filled anew; nothing is lost by that.

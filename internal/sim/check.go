@@ -82,7 +82,7 @@ func (w *World) checkNewTimeline(r *replica, tl history.Timeline) {
 		w.failf("I5", "%s/%s opens a timeline, but the token was passed from %s to %q", r.n.id, r.res.id, p.t.Origin, holder)
 	}
 	for i := range p.recs {
-		if x := &p.recs[i]; x.lsn >= tl.Switch && x.modifies() && !p.excused {
+		if x := &p.recs[i]; x.lsn >= tl.Switch && x.modifies() && !p.damaged {
 			w.failf("I5", "%s/%s forks timeline %v of %s at LSN %d without force; that goes on to %d with data", r.n.id, r.res.id, p.t.ID, p.t.Origin,
 				tl.Switch, p.end())
 		}
@@ -92,7 +92,7 @@ func (w *World) checkNewTimeline(r *replica, tl history.Timeline) {
 
 func (w *World) checkSiblings(r *replica, p *chapter, tl history.Timeline) {
 	for _, c := range r.res.truth.order {
-		if c.parent != p || c.t.Forced || c.excused {
+		if c.parent != p || c.t.Forced || c.damaged {
 			continue
 		}
 		for i := range c.recs {

@@ -165,6 +165,7 @@ func (w *World) rot(n *node) {
 	}
 	n.damaged[i] = true
 	w.resources[i].truth.disown(n.id)
+	w.resources[i].truth.damage(n.id)
 	n.must[i].cut()
 	if err := n.fs.Corrupt(name, at, min(size-at, 1+w.rng.fault.Int64N(8))); err == nil {
 		w.logf("fault: bits rot on %s in %s at %d", n.id, name, at)

@@ -145,6 +145,7 @@ type entry struct {
 	members    map[string]bool
 	switches   map[string]resource.Switches
 	facts      map[string]*resource.Facts
+	former     map[string]*resource.Former
 }
 
 func key(id string, parts ...string) string {
@@ -177,7 +178,8 @@ func (m *metadata) read() {
 		id, rest, _ := strings.Cut(strings.TrimPrefix(x.Key, "resource/"), "/")
 		e := m.catalog[id]
 		if e == nil {
-			e = &entry{id: id, members: map[string]bool{}, switches: map[string]resource.Switches{}, facts: map[string]*resource.Facts{}}
+			e = &entry{id: id, members: map[string]bool{}, switches: map[string]resource.Switches{}, facts: map[string]*resource.Facts{},
+				former: map[string]*resource.Former{}}
 			m.catalog[id] = e
 		}
 		kind, node, _ := strings.Cut(rest, "/")
@@ -192,6 +194,8 @@ func (m *metadata) read() {
 			e.switches[node] = *decodeCached[resource.Switches](m, x)
 		case "facts":
 			e.facts[node] = decodeCached[resource.Facts](m, x)
+		case "former":
+			e.former[node] = decodeCached[resource.Former](m, x)
 		}
 	}
 }
@@ -207,6 +211,13 @@ func decodeCached[T any](m *metadata, x meta.Entry) *T {
 	}
 	m.cache[x.Key] = cached{x.Stamp, v}
 	return v
+}
+
+func (e *entry) formerOf(node string) resource.Former {
+	if f := e.former[node]; f != nil {
+		return *f
+	}
+	return nil
 }
 
 func (e *entry) switchesOf(node string) resource.Switches {

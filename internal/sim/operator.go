@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"mars/internal/block"
-	"mars/internal/history"
 	"mars/internal/lamport"
 	"mars/internal/meta"
 	"mars/internal/resource"
@@ -209,8 +208,11 @@ func (r *replica) primaryForced(c *command, e *entry) error {
 			return r.shown, nil
 		}
 		r.fetch.drop()
-		p := r.vol.Log().Path()
-		forced := p.Holder() != r.n.id
+		now, ok := r.observe()
+		if !ok {
+			return false, errors.New("the resource is gone")
+		}
+		forced := resource.OpensByForce(&now)
 		if forced {
 			r.res.forced[r.n.index]++
 		}
@@ -321,6 +323,9 @@ func (r *replica) leave(c *command, e *entry) error {
 			}
 		}
 		told = true
+		if e := r.n.meta.find(r.res.id); e != nil {
+			changes = append(changes, r.n.formerFacts(e)...)
+		}
 		return false, r.n.meta.batch(changes...)
 	}
 	c.undo = func() { r.leaving = false }
@@ -407,4 +412,11 @@ func (t *truth) disown(node string) {
 	}
 }
 
-var _ history.LSN
+// damage notes that this node's timelines of the resource may be cut anywhere.
+func (t *truth) damage(node string) {
+	for _, c := range t.order {
+		if c.t.Origin == node {
+			c.damaged = true
+		}
+	}
+}

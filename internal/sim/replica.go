@@ -138,14 +138,14 @@ func (r *replica) observe() (resource.Input, bool) {
 	if e == nil || !e.members[n.id] {
 		return resource.Input{}, false
 	}
-	in := resource.Input{Self: n.id, Designated: e.designated, Switches: e.switchesOf(n.id)}
+	in := resource.Input{Self: n.id, Designated: e.designated, Switches: e.switchesOf(n.id), Former: e.formerOf(n.id)}
 	settled := true
 	for _, p := range n.w.nodes {
 		if p == n || !e.members[p.id] {
 			continue
 		}
 		g := n.gossip[p.index]
-		in.Peers = append(in.Peers, resource.Peer{Node: p.id, Facts: e.facts[p.id], Alive: g.alive()})
+		in.Peers = append(in.Peers, resource.Peer{Node: p.id, Facts: e.facts[p.id], Alive: g.alive(), Former: e.formerOf(p.id)})
 		settled = settled && g.alive()
 	}
 	resource.SortPeers(in.Peers)
@@ -296,7 +296,7 @@ func (r *replica) attach() (bool, error) {
 	r.openErr = ""
 	switch {
 	case r.missing:
-		return true, nil
+		return true, r.n.noteFacts(r.res)
 	case err != nil:
 		r.openErr = err.Error()
 		return false, err
@@ -339,6 +339,7 @@ func (r *replica) detach(final bool) error {
 // end tears the replica down: this node is no member any more.
 func (r *replica) end() {
 	r.n.w.logf("%s/%s: leaves", r.n.id, r.res.id)
+	r.noteOpen() // if it fails, the leftovers are noted
 	r.join = nil
 	r.detach(true)
 	r.n.w.forget(r)
@@ -359,6 +360,9 @@ func (n *node) removeLeftovers(res *simResource) {
 			if sub, err := n.fs.ReadDir(dirOf(res)); err == nil && len(sub) == 0 {
 				continue
 			}
+			if n.noteClosed(res) != nil {
+				continue
+			}
 			if err := volume.Wipe(cfg); err == nil {
 				n.fs.Remove(dirOf(res) + "/log")
 				n.fs.Remove(dirOf(res))
@@ -369,6 +373,9 @@ func (n *node) removeLeftovers(res *simResource) {
 
 // reset throws the replica's log and state away, so that it is filled anew.
 func (r *replica) reset() error {
+	if err := r.noteOpen(); err != nil {
+		return err
+	}
 	if err := r.detach(false); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type chapter struct {
 	recs    []rec
 	durable history.LSN // up to here it was durable at its origin once
 	excused bool        // an operator or damage has cut it; what was behind may be gone
+	damaged bool        // at its origin: even who could use its token may be forgotten
 
 	cursor int   // records that now contains
 	now    image // content there

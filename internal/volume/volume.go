@@ -181,8 +181,7 @@ func Open(cfg Config) (*Volume, error) {
 		return nil, fmt.Errorf("sync replica directory: %w", err)
 	}
 	v := newVolume(cfg, st)
-	lc := translog.Config{FS: cfg.FS, Dir: logDir(cfg), Resource: cfg.Resource, SegmentSize: cfg.SegmentSize, Reserve: cfg.Reserve}
-	v.log, _, err = translog.Open(lc, translog.Start{Path: st.Applied, Durable: st.Durable, Own: st.Tenure}, v.sawRecord)
+	v.log, err = openLog(cfg, &st, v.sawRecord)
 	if errors.As(err, &v.defect) {
 		err = nil
 	}
@@ -193,6 +192,25 @@ func Open(cfg Config) (*Volume, error) {
 		return nil, errors.Join(fmt.Errorf("disk of %d bytes is smaller than the volume of %d bytes: %w", cfg.Disk.Size(), st.Size, block.ErrNoSpace), v.log.Close())
 	}
 	return v, nil
+}
+
+func openLog(cfg Config, st *state, seen func(*translog.Record)) (*translog.Log, error) {
+	lc := translog.Config{FS: cfg.FS, Dir: logDir(cfg), Resource: cfg.Resource, SegmentSize: cfg.SegmentSize, Reserve: cfg.Reserve}
+	l, _, err := translog.Open(lc, translog.Start{Path: st.Applied, Durable: st.Durable, Own: st.Tenure}, seen)
+	return l, err
+}
+
+// History returns where the log of a replica ends that nobody has open, and how far it was durable once, which is more if the log is defective.
+func History(cfg Config) (history.Path, history.LSN, error) {
+	st, err := loadState(cfg)
+	if err != nil {
+		return history.Path{}, 0, err
+	}
+	l, err := openLog(cfg, &st, func(*translog.Record) {})
+	if l == nil {
+		return history.Path{}, 0, err
+	}
+	return l.Path(), max(l.Durable(), st.Durable), l.Close()
 }
 
 func (v *Volume) sawRecord(r *translog.Record) {
