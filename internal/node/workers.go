@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -74,6 +75,8 @@ type mover struct {
 	end     history.LSN // of the log when last looked at
 	quiet   time.Time   // since when it has not moved
 	dirty   time.Time   // since when something is unapplied; zero if nothing is
+	peak    float64     // how many segments the log had lately, at most
+	kept    time.Time   // when housekeep ran last
 }
 
 func (m *mover) syncErr() string {
@@ -104,13 +107,11 @@ const (
 // move is the mover's goroutine. It ends with rep.ctx.
 func (rep *replica) move() {
 	defer rep.endCopySession()
-	kept := time.Time{}
 	for rep.ctx.Err() == nil {
 		changed := rep.vol.Log().Changed()
 		worked := rep.moveOnce()
-		if now := time.Now(); worked == nil || now.Sub(kept) > housekeepEvery {
-			rep.housekeep()
-			kept = now
+		if now := time.Now(); worked == nil || now.Sub(rep.mover.kept) > housekeepEvery {
+			rep.housekeep(now)
 		}
 		if worked == nil {
 			continue
@@ -312,19 +313,32 @@ func (rep *replica) startOver(why error) {
 }
 
 // housekeep deletes log that nobody needs.
-func (rep *replica) housekeep() {
-	w := rep.wish.Load()
+func (rep *replica) housekeep(now time.Time) {
+	w, l := rep.wish.Load(), rep.vol.Log()
 	if w == nil {
 		return
 	}
-	need := resource.LogNeeded(w.in)
+	need, spares := resource.LogNeeded(w.in), rep.mover.spares(l.Segments(), now)
 	if rep.r.n.store.tight() {
-		need = resource.LogNeededWhenTight(w.in)
+		need, spares = resource.LogNeededWhenTight(w.in), 0
 	}
-	need = min(need, rep.vol.Checkpointed())
-	if _, err := rep.vol.Log().DeleteBelow(need); err != nil {
+	l.KeepSpares(spares)
+	if _, err := l.DeleteBelow(min(need, rep.vol.Checkpointed())); err != nil {
 		rep.r.n.log.Warn("cannot delete old log", "res", rep.r.name(), "err", err)
 	}
+}
+
+// spareMemory is how long it takes until a peak of the log's length is mostly forgotten.
+const spareMemory = 3 * time.Minute
+
+// spares returns how many deleted segments are worth keeping for later ones: with those in use as many as there were at the last peak.
+func (m *mover) spares(live int, now time.Time) int {
+	if !m.kept.IsZero() {
+		m.peak *= math.Exp(-float64(now.Sub(m.kept)) / float64(spareMemory))
+	}
+	m.kept = now
+	m.peak = max(m.peak, float64(live))
+	return int(m.peak) - live
 }
 
 // fetcher keeps one fetching session.

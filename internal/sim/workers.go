@@ -192,6 +192,11 @@ func (r *replica) housekeep() {
 	if r.n.w.canary("delete-needed") {
 		need = r.vol.Checkpointed()
 	}
+	spares := r.n.w.rng.disk.IntN(4)
+	if tight {
+		spares = 0
+	}
+	r.vol.Log().KeepSpares(spares)
 	before := r.vol.Log().First()
 	if _, err := r.vol.Log().DeleteBelow(need); err != nil {
 		r.n.w.logf("%s/%s: cannot delete old log: %v", r.n.id, r.res.id, err)

@@ -158,25 +158,26 @@ func (l *Log) put(s *segment, bufs [][]byte, p history.Path) error {
 const (
 	smallSync = 128 << 10
 	aheadStep = 64 << 10 // not more: the page cache would use large folios, whose blocks each later small write must walk
+	pageStep  = 4 << 10
 )
 
 var zeroes [aheadStep]byte
 
-// writeAhead adds zeroes up to the next boundary when the log is synced often in small steps. The first write to a reserved block changes the
-// file system's metadata, and a sync must wait for its journal then; the zeroes make that happen once per step instead of once per sync.
-// They are what the reserved space reads as anyhow.
+// writeAhead adds zeroes up to the next boundary: of a page, since to write a part of one that is not cached the kernel must read it first; and
+// of a larger step when the log is synced often in small steps. The first write to a reserved block changes the file system's metadata, and
+// a sync must wait for its journal then; the zeroes make that happen once per step instead of once per sync.
 func (l *Log) writeAhead(s *segment, bufs [][]byte, end int64) [][]byte {
 	if end <= s.written {
 		return bufs
 	}
-	s.written = end
+	step := int64(aheadStep)
 	if l.perSync.Load() > smallSync {
-		return bufs
+		step = pageStep
 	}
 	l.mu.Lock()
 	room := l.room // what is not reserved may not be there
 	l.mu.Unlock()
-	s.written = max(end, min((end+aheadStep-1)/aheadStep*aheadStep, room))
+	s.written = max(end, min((end+step-1)/step*step, room))
 	return append(bufs, zeroes[:s.written-end])
 }
 
@@ -275,33 +276,42 @@ func (l *Log) makeRoom(size int64) (fresh bool, err error) {
 // newSegment creates the segment that begins at pos. Its directory entry becomes durable with the next sync, before any of its records
 // count as durable.
 func (l *Log) newSegment(pos history.Position) error {
-	if l.cfg.Reserve != nil {
-		if err := l.cfg.Reserve(l.cfg.SegmentSize); err != nil {
-			return fmt.Errorf("open log segment: %w", err)
-		}
-	}
 	name := segmentName(pos.LSN, pos.Timeline)
-	f, err := l.cfg.FS.Create(l.file(name))
+	f, err := l.segmentFile(name)
 	if err != nil {
-		return fmt.Errorf("create log segment: %w", err)
+		return err
 	}
 	if err := initSegment(f, encodeSegmentHeader(l.cfg.Resource, pos), l.cfg.SegmentSize); err != nil {
 		return errors.Join(fmt.Errorf("create log segment %s: %w", name, err), f.Close(), l.cfg.FS.Remove(l.file(name)))
 	}
+	l.sealLast(pos.LSN)
 	l.mu.Lock()
-	var full *segment
-	if n := len(l.segs); n > 0 {
-		full = l.segs[n-1]
-	}
+	defer l.mu.Unlock()
 	l.segs = append(l.segs, &segment{name: name, first: pos.LSN, file: f, dirty: true, unlinked: true})
 	l.room = l.cfg.SegmentSize
 	l.sealing.Store(false)
-	l.mu.Unlock()
-	if full != nil {
-		// Gives back what was reserved and not needed. If it fails, space is wasted until the segment is deleted, nothing else.
-		_ = full.file.Truncate(full.offset(pos.LSN))
-	}
 	return nil
+}
+
+// sealLast ends the use of the last segment, which ends at end. It gives back what was reserved and not needed, unless that is little: a spare
+// should have all of its space. If it fails, space is wasted until the segment is deleted, nothing else.
+func (l *Log) sealLast(end history.LSN) {
+	l.mu.Lock()
+	n := len(l.segs)
+	if n == 0 {
+		l.mu.Unlock()
+		return
+	}
+	s := l.segs[n-1]
+	used := s.offset(end)
+	s.space = max(used, l.room)
+	wasted := s.space - used
+	l.mu.Unlock()
+	if wasted > l.cfg.SegmentSize/8 && s.file.Truncate(used) == nil {
+		l.mu.Lock()
+		s.space = used
+		l.mu.Unlock()
+	}
 }
 
 // initSegment reserves the space first, so that a full file system shows here and not in the middle of a record.
@@ -386,37 +396,41 @@ func (l *Log) syncFiles(todo []*segment, dir bool) error {
 	return nil
 }
 
-// DeleteBelow removes the segments that end at or below lsn; the last one always stays. It returns the bytes of file space freed.
-// Each removal is durable before the next, else a power cut could leave a hole in the log.
+// DeleteBelow removes the segments that end at or below lsn; the last one always stays, and some files become spares (KeepSpares). It returns
+// the bytes of file space freed. Each removal is durable before the next, else a power cut could leave a hole in the log.
 func (l *Log) DeleteBelow(lsn history.LSN) (int64, error) {
 	l.cutting.Lock()
 	defer l.cutting.Unlock()
-	var freed int64
-	for {
-		s, size := l.firstBelow(lsn)
+	freed, err := l.trimSpares()
+	for err == nil {
+		s := l.firstBelow(lsn)
 		if s == nil {
-			return freed, nil
+			break
 		}
-		if err := l.removeFile(s); err != nil {
-			return freed, err
+		var gone bool
+		if gone, err = l.retire(s); err != nil {
+			break
 		}
 		l.forgetFirst()
-		freed += size
+		if gone {
+			freed += s.space
+		}
 		l.release(s)
 	}
+	return freed, err
 }
 
 // firstBelow returns the first segment if it ends at or below lsn, kept open until release. One that is not durable yet stays: recovery
 // after a power cut needs every segment behind the checkpoint to follow the one before.
-func (l *Log) firstBelow(lsn history.LSN) (*segment, int64) {
+func (l *Log) firstBelow(lsn history.LSN) *segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.segs) < 2 || l.segs[1].first > lsn || l.segs[0].dirty {
-		return nil, 0
+		return nil
 	}
 	s := l.segs[0]
 	s.refs++
-	return s, s.offset(l.segs[1].first)
+	return s
 }
 
 func (l *Log) forgetFirst() {

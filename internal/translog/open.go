@@ -168,6 +168,9 @@ func (l *Log) openSegments() error {
 	if err != nil {
 		return fmt.Errorf("log directory: %w", err)
 	}
+	if err := l.dropSpares(names); err != nil {
+		return err
+	}
 	for _, name := range names {
 		if !strings.HasPrefix(name, "seg-") {
 			continue
@@ -207,18 +210,22 @@ func (l *Log) readSegment(f vfs.File, name string) (*segment, error) {
 	if err != nil && !errors.Is(err, io.EOF) && !unreadable(err) {
 		return nil, err
 	}
-	p, err := decodeSegmentHeader(b[:n], l.cfg.Resource)
-	if err == nil {
-		return &segment{name: name, first: p.LSN, file: f}, nil
-	}
-	if !errors.Is(err, errNoRecord) && !errors.Is(err, errDamaged) {
-		return nil, err
+	size, sizeErr := f.Size()
+	if sizeErr != nil {
+		return nil, sizeErr
 	}
 	first, ok := parseSegmentName(name)
-	if !ok {
+	p, err := decodeSegmentHeader(b[:n], l.cfg.Resource)
+	if err == nil && ok && p.LSN != first {
+		err = fmt.Errorf("%w: segment header of an earlier use", errDamaged)
+	}
+	if err == nil {
+		return &segment{name: name, first: p.LSN, file: f, space: size}, nil
+	}
+	if !errors.Is(err, errNoRecord) && !errors.Is(err, errDamaged) || !ok {
 		return nil, err
 	}
-	s := &segment{name: name, first: first, file: f}
+	s := &segment{name: name, first: first, file: f, space: size}
 	h, err := findHeader(s, first, func(*Header) bool { return true })
 	if h == nil && err == nil {
 		return nil, nil

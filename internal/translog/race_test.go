@@ -15,6 +15,7 @@ import (
 // TestConcurrent: one writer, and everything that may run beside it. The race detector and the readers' checks are the point.
 func TestConcurrent(t *testing.T) {
 	l := openNew(t, testConfig(crashfs.New()))
+	l.KeepSpares(2)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	loop := func(f func() error) {

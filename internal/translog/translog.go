@@ -20,6 +20,9 @@
 //	48    16  chain value at that LSN
 //	64        zero up to 4096; records follow, each at file offset 4096 + its LSN - first LSN
 //
+// What lies behind the last record of a segment means nothing: zeroes, or what the file held when it was another segment. Files `spare-...` are
+// such files that wait to be used again; they too mean nothing.
+//
 // Record: a header, the payload, zeroes up to a multiple of 32 bytes:
 //
 //	0     4   magic 0x4c52414d
@@ -114,6 +117,8 @@ type Log struct {
 	failed  error
 	changed chan struct{} // closed when durable grows or the log fails
 	room    int64         // file offset in the last segment up to which space is allocated
+	spares  []string      // files that can become segments, the newest last
+	keep    int           // how many spares there may be
 
 	hdrs    []byte // scratch of the writer
 	iov     [][]byte
@@ -125,11 +130,13 @@ type segment struct {
 	name     string
 	first    history.LSN
 	file     vfs.File
-	refs     int   // readers; the file is closed when it is dead and nobody reads
-	dead     bool  // removed from the log
-	dirty    bool  // has bytes that no SyncData covered
-	unlinked bool  // its directory entry may not be durable
-	written  int64 // file offset up to which something was written since it was opened; the writer's
+	space    int64  // file space it takes; known when it is no longer the last one
+	refs     int    // readers; the file is closed when it is dead and nobody reads
+	dead     bool   // removed from the log
+	spare    string // the name its file goes by then; empty if it is removed
+	dirty    bool   // has bytes that no SyncData covered
+	unlinked bool   // its directory entry may not be durable
+	written  int64  // file offset up to which something was written since it was opened; the writer's
 }
 
 func (s *segment) offset(lsn history.LSN) int64 { return segmentHeaderSize + int64(lsn-s.first) }
@@ -245,14 +252,14 @@ func (l *Log) Err() error {
 	return l.failed
 }
 
-// SpaceUsed returns the bytes of file space the segments take.
+// SpaceUsed returns the bytes of file space that segments and spares take.
 func (l *Log) SpaceUsed() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var n int64
+	n := int64(len(l.spares)) * l.cfg.SegmentSize
 	for i, s := range l.segs {
 		if i+1 < len(l.segs) {
-			n += s.offset(l.segs[i+1].first)
+			n += s.space
 		} else {
 			n += max(l.room, s.offset(l.path.End))
 		}
@@ -324,8 +331,14 @@ func (l *Log) release(s *segment) {
 	s.refs--
 	last := s.dead && s.refs == 0
 	l.mu.Unlock()
-	if last {
-		s.file.Close() // nothing was written through a dead segment: no error matters
+	if !last {
+		return
+	}
+	s.file.Close() // nothing was written through a dead segment: no error matters
+	if s.spare != "" {
+		l.mu.Lock()
+		l.spares = append(l.spares, s.spare)
+		l.mu.Unlock()
 	}
 }
 
