@@ -7,6 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -34,12 +37,46 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	if err := ownMounts(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if err := build(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(bin.dir)
 	return m.Run()
+}
+
+// ownMounts begins again in a mount namespace of its own. Else whoever makes a namespace on the same machine gets a copy of each mount that a test
+// has just then, and keeps that file system busy after the test has unmounted it. For the same reason the mounts of others are left out here.
+func ownMounts() error {
+	const began = "MARS_E2E_OWN_MOUNTS"
+	if os.Geteuid() != 0 || os.Getenv(began) != "" {
+		return os.Unsetenv(began) // the tests have theirs, or cannot mount anything
+	}
+	runtime.LockOSThread() // for the thread that goes on, with everything it has, in Exec
+	if err := syscall.Unshare(syscall.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("a mount namespace for the tests: %w", err)
+	}
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("a mount namespace for the tests: %w", err)
+	}
+	mounts, err := os.ReadFile("/proc/thread-self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1] != "/" && (strings.HasPrefix(f[0], "/dev/loop") || strings.HasPrefix(f[1], os.TempDir()+"/")) {
+			_ = syscall.Unmount(f[1], syscall.MNT_DETACH) // it may be gone by now
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("begin again: %w", syscall.Exec(self, os.Args, append(os.Environ(), began+"=1")))
 }
 
 func build() error {
