@@ -144,6 +144,8 @@ func TestFarFutureIsRefused(t *testing.T) {
 	b = w.open(cfg)
 	must(t, b.Put("later", []byte("z")))
 	w.connected(a, b)
+	sees(t, a, "later", "z")
+	sees(t, a, "poison", "x")
 }
 
 func TestRestartContinues(t *testing.T) {

@@ -127,6 +127,11 @@ const behind = 2 * time.Minute
 
 // bubble runs a test in faked time with two connected nodes on a network in memory.
 func bubble(t *testing.T, f func(t *testing.T, n *memNet, a, b *Cluster)) {
+	bubbleWith(t, func() time.Time { return time.Now().Add(-behind) }, f)
+}
+
+// bubbleWith is bubble with a clock for b.
+func bubbleWith(t *testing.T, clockOfB func() time.Time, f func(t *testing.T, n *memNet, a, b *Cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemNet()
 		open := func(name string, now func() time.Time) *Cluster {
@@ -134,7 +139,7 @@ func bubble(t *testing.T, f func(t *testing.T, n *memNet, a, b *Cluster)) {
 			must(t, err)
 			return c
 		}
-		a, b := open("a", time.Now), open("b", func() time.Time { return time.Now().Add(-behind) })
+		a, b := open("a", time.Now), open("b", clockOfB)
 		must(t, a.Create(t.Context()))
 		tok, err := a.IssueToken(time.Hour)
 		must(t, err)

@@ -204,7 +204,7 @@ func (m *member) refusedEntry(peer string, err error) {
 	m.refused.count.Add(1)
 	m.refused.last.Store(fmt.Sprintf("from node %s: %v", peer, err))
 	now := m.c.cfg.Now().UnixNano()
-	if last := m.refused.logged.Load(); now-last > int64(refusalEvery) && m.refused.logged.CompareAndSwap(last, now) {
+	if last := m.refused.logged.Load(); (now-last > int64(refusalEvery) || now < last) && m.refused.logged.CompareAndSwap(last, now) {
 		m.log.Error("metadata refused", "peer", peer, "err", err, "total", m.refused.count.Load())
 	}
 }

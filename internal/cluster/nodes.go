@@ -79,6 +79,8 @@ type NodeInfo struct {
 	Alive bool
 	// LastContact is the last sign of life in this life of the daemon; zero if there was none, now for this node.
 	LastContact time.Time
+	// ClockAhead is by how much its clock is ahead of this node's, as far as is known; it arrives with the delay of the network.
+	ClockAhead time.Duration
 	// Problem says why there is no connection; empty if there is one.
 	Problem string
 }

@@ -31,7 +31,8 @@ type peer struct {
 		sync.Mutex
 		sessions    map[*session]struct{}
 		lastContact time.Time
-		attempted   bool  // at least one attempt to connect has ended, or the peer has connected
+		attempted   bool // at least one attempt to connect has ended, or the peer has connected
+		clock       peerClock
 		problem     error // of the last attempt to connect; nil while there is a session
 	}
 }
@@ -161,6 +162,9 @@ func (p *peer) describe(n *NodeInfo) {
 	defer p.mu.Unlock()
 	n.Alive = p.aliveAt(now)
 	n.LastContact = p.mu.lastContact
+	if c := p.mu.clock; n.Alive && !c.shown.IsZero() {
+		n.ClockAhead = c.shown.Add(now.Sub(c.at)).Sub(now)
+	}
 	switch {
 	case p.mu.problem != nil:
 		n.Problem = p.mu.problem.Error()

@@ -26,6 +26,7 @@ func (s *session) write(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-s.wake:
+			err = s.compareAgain()
 		case <-changed:
 		case <-ping.C:
 			err = s.ping()
@@ -55,7 +56,19 @@ func (s *session) ping() error {
 	if s.redundant() {
 		return errRedundant
 	}
-	return s.conn.WriteFrame(kindPing)
+	return s.conn.WriteFrame(kindPing, encodePing(s.p.m.c.cfg.Now()))
+}
+
+// compareAgain sends the digest when the reader has asked for that.
+func (s *session) compareAgain() error {
+	s.mu.Lock()
+	again := s.mu.compare
+	s.mu.compare = false
+	s.mu.Unlock()
+	if !again {
+		return nil
+	}
+	return s.sendDigest()
 }
 
 func (s *session) sendDigest() error {

@@ -34,7 +34,7 @@ var (
 //	request        (ready) send changes first, then the request; so the answer says that all that was here then is there now
 //	request comes  do it, send changes first, then the answer; so when it arrives all that was there then is here
 //	each second    ping
-//	each minute    send the digest again
+//	each minute    send the digest again; also with the next ping after something was refused for its time, once the clocks agree again
 //
 // One goroutine reads, one writes; they share only what is under mu.
 type session struct {
@@ -49,6 +49,7 @@ type session struct {
 		digest   *meta.Digest // of the peer, to be answered by the writer
 		ready    bool         // the peer's first digest was answered
 		ended    bool
+		compare  bool              // the digest shall be sent once more
 		requests []outgoingRequest // to be sent
 		answers  []answer          // to be carried out and sent
 		waiting  map[uint64]chan error
@@ -56,7 +57,8 @@ type session struct {
 		echo     map[string]lamport.Stamp // received from the peer, not yet passed by the writer
 	}
 
-	sent uint64 // the writer's: number of the last change that was sent
+	sent    uint64 // the writer's: number of the last change that was sent
+	refused bool   // the reader's: something was too far in the future for our clock
 }
 
 type outgoingRequest struct {
@@ -170,7 +172,7 @@ func (s *session) readHello() error {
 func (s *session) take(kind byte, payload []byte) error {
 	switch kind {
 	case kindPing:
-		return nil
+		return s.takePing(payload)
 	case kindDigest:
 		return s.takeDigest(payload)
 	case kindEntries:
@@ -206,7 +208,25 @@ func (s *session) takeEntries(payload []byte) error {
 	s.remember(entries)
 	_, refused := s.p.m.store.Merge(entries)
 	for _, err := range refused {
+		s.refused = s.refused || errors.Is(err, lamport.ErrFuture)
 		s.p.m.refusedEntry(s.p.id, err)
+	}
+	return nil
+}
+
+func (s *session) takePing(payload []byte) error {
+	shown, err := decodePing(payload)
+	if err != nil {
+		return err
+	}
+	s.p.clockShows(shown)
+	s.p.m.amend()
+	if s.refused && shown.Sub(s.p.m.c.cfg.Now()) < lamport.MaxAhead {
+		s.refused = false
+		s.mu.Lock()
+		s.mu.compare = true
+		s.mu.Unlock()
+		s.signal()
 	}
 	return nil
 }

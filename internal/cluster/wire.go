@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"mars/internal/meta"
 )
@@ -14,7 +15,7 @@ import (
 //	hello    JSON {"proto": 1}
 //	digest   meta.Buckets sums of 16 bytes
 //	entries  4 bytes count, then that many entries (meta.Entry.Append)
-//	ping     empty
+//	ping     8 bytes, what the sender's clock shows in nanoseconds since the epoch
 //	request  8 bytes nonce, 1 byte what: 1 = sync, 2 = leave
 //	reply    8 bytes nonce, then what went wrong as text; empty for success
 const (
@@ -117,6 +118,17 @@ func decodeEntries(b []byte) ([]meta.Entry, error) {
 		return nil, fmt.Errorf("%w: %d bytes after the last entry", errProtocol, len(b))
 	}
 	return entries, nil
+}
+
+func encodePing(now time.Time) []byte {
+	return binary.LittleEndian.AppendUint64(nil, uint64(now.UnixNano()))
+}
+
+func decodePing(b []byte) (time.Time, error) {
+	if len(b) != 8 {
+		return time.Time{}, fmt.Errorf("%w: ping of %d bytes", errProtocol, len(b))
+	}
+	return time.Unix(0, int64(binary.LittleEndian.Uint64(b))), nil
 }
 
 func encodeRequest(nonce uint64, what requestKind) []byte {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"mars/internal/identity"
 	"mars/internal/lamport"
@@ -55,6 +56,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(kindHello, encodeHello())
 	f.Add(kindDigest, encodeDigest(meta.Digest{}))
 	f.Add(kindRequest, encodeRequest(1, requestLeave))
+	f.Add(kindPing, encodePing(time.Unix(1, 2)))
 	f.Add(kindReply, encodeReply(1, errors.New("x")))
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		var again []byte
@@ -78,6 +80,11 @@ func FuzzFrames(f *testing.F) {
 			var what requestKind
 			if nonce, what, err = decodeRequest(b); err == nil {
 				again = encodeRequest(nonce, what)
+			}
+		case kindPing:
+			var shown time.Time
+			if shown, err = decodePing(b); err == nil {
+				again = encodePing(shown)
 			}
 		case kindReply:
 			_, _, err = decodeReply(b)

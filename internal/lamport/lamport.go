@@ -4,7 +4,8 @@
 //
 // Guarantees: stamps of one Clock grow strictly, also when the wall clock jumps backwards, and also over restarts as long as the caller
 // gives back a floor (Clock.Floor) that it had persisted. A stamp from elsewhere that is more than MaxAhead ahead of the local wall clock is
-// refused, so that one broken clock cannot drag the whole cluster into the future.
+// refused, so that one broken clock cannot drag the whole cluster into the future. When that clock has been put
+// right PutBack makes its Clock go back; nothing else does.
 //
 // The reverse case - the local wall clock stands decades behind, say after a dead battery - refuses everybody else's stamps. That is
 // wanted: nothing is lost (the others keep what they have and offer it again), and it is reported.
@@ -116,6 +117,13 @@ func (c *Clock) Observe(s Stamp) error {
 	defer c.mu.Unlock()
 	c.mu.last = max(c.mu.last, s.Time)
 	return nil
+}
+
+// PutBack forgets all stamps newer than last: they were made by a wall clock that has been put right, and nobody else has taken them.
+func (c *Clock) PutBack(last int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.last = min(c.mu.last, last)
 }
 
 // Floor returns the newest time given out or observed, for the caller to persist.

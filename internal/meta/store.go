@@ -305,6 +305,41 @@ func (s *Store) Import(entries []Entry) error {
 	return err
 }
 
+// Newest returns a time, in nanoseconds since the epoch, such that no stamp here is newer, and none that was given out.
+func (s *Store) Newest() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(s.mu.tree.Newest(), s.clock.Floor())
+}
+
+// yields is the time in the stamp of what gives way to every other version.
+const yields = 1
+
+// Amend stamps anew what is too far in the future: what this node has changed while its clock was wrong, and what it has taken meanwhile from
+// others whose clocks were wrong as well. No node with a right clock takes that, and here it would win against everything for as long as the
+// clock was wrong by. Own changes become changes of the present, those of others give way to any other version, for they amend theirs.
+//
+// The caller must know that the clock is right now; Amend with a clock that is behind makes everything look like it. It returns how many
+// changes there were, and they are on disk when the error is nil. If there is a crash before that they have their old stamps again.
+func (s *Store) Amend() (amended int, err error) {
+	s.mu.Lock()
+	late, rest := s.mu.tree.After(s.opts.Now().Add(lamport.MaxAhead).UnixNano())
+	s.clock.PutBack(rest)
+	for i, e := range late {
+		late[i].Stamp = lamport.Stamp{Time: yields, Node: e.Stamp.Node}
+		if e.Stamp.Node == s.opts.Node {
+			late[i].Stamp = s.clock.Next()
+		}
+		s.mu.dirty[e.Key] = struct{}{}
+	}
+	s.mu.tree.Restamp(late)
+	s.mu.Unlock()
+	if len(late) > 0 {
+		s.opts.Notifier.Notify()
+	}
+	return len(late), s.Flush()
+}
+
 // Flush returns when all that was visible before is on disk.
 func (s *Store) Flush() error {
 	_, err := s.commit(nil)

@@ -194,6 +194,57 @@ func TestMergeRefusesTheFarFuture(t *testing.T) {
 	}
 }
 
+// A clock was wrong and is put right: what it has stamped becomes a change of the present, and what was taken from others with such a clock gives
+// way to any other version of it.
+func TestAmend(t *testing.T) {
+	f := newFixture(t)
+	must(t, f.Put("before", []byte("1")))
+	f.clock.set(t0.Add(40 * 24 * time.Hour))
+	must(t, f.Put("mine", []byte("2")))
+	must(t, f.PutVolatile("volatile", []byte("3")))
+	late := foreign("theirs", "4", t0.Add(50*24*time.Hour))
+	news, refused := f.Merge([]Entry{late, foreign("old", "5", t0)})
+	if news != 2 || refused != nil {
+		t.Fatalf("news %d, refused %v", news, refused)
+	}
+	f.clock.set(t0.Add(time.Minute))
+	limit := t0.Add(time.Minute + lamport.MaxAhead).UnixNano()
+	if f.Newest() <= limit {
+		t.Fatal("nobody would notice")
+	}
+	n, err := f.Amend()
+	must(t, err)
+	if n != 3 || f.Newest() > limit {
+		t.Fatalf("%d were amended, the newest stamp is %v", n, time.Unix(0, f.Newest()))
+	}
+	check := func() {
+		t.Helper()
+		for key, value := range map[string]string{"before": "1", "mine": "2", "volatile": "3", "theirs": "4", "old": "5"} {
+			f.want(key, value)
+		}
+		_, old, _ := f.Get("before")
+		_, mine, _ := f.Get("mine")
+		_, theirs, _ := f.Get("theirs")
+		if mine.Compare(old) <= 0 || lamport.Check(mine, f.clock.now()) != nil || theirs.Compare(old) >= 0 {
+			t.Fatalf("stamps %v, %v, %v", old, mine, theirs)
+		}
+	}
+	check()
+	if n, err := f.Amend(); n != 0 || err != nil {
+		t.Fatalf("again: %d, %v", n, err)
+	}
+	must(t, f.Put("mine", []byte("6"))) // the clock is usable
+	must(t, f.Put("mine", []byte("2")))
+	f.crash()
+	check()
+	if f.Newest() > limit {
+		t.Fatal("the old stamps are back after a crash")
+	}
+	if news, _ := f.Merge([]Entry{foreign("theirs", "7", t0.Add(-time.Hour))}); news != 1 {
+		t.Fatal("it does not give way")
+	}
+}
+
 func TestBoundsHoldForEveryWayIn(t *testing.T) {
 	f := newFixture(t, func(o *Options) { o.Bounds = Bounds{Entries: 2} })
 	must(t, f.Put("a", []byte("1")))

@@ -13,6 +13,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -63,6 +64,7 @@ type Tree struct {
 	log    item     // ring, oldest change first; log itself is the anchor
 	seq    uint64
 	bytes  int64
+	newest int64 // no stamp has a later time
 	digest Digest
 }
 
@@ -130,6 +132,7 @@ func (t *Tree) replace(it *item, e Entry) {
 	it.sum = sumOf(e)
 	t.digest[it.bucket].xor(it.sum)
 	it.entry = e
+	t.newest = max(t.newest, e.Stamp.Time)
 	t.seq++
 	it.seq = t.seq
 	it.unlink()
@@ -226,6 +229,30 @@ func (t *Tree) remove(it *item) {
 	t.digest[it.bucket].xor(it.sum)
 	it.unlink()
 	delete(t.items, it.entry.Key)
+}
+
+// Newest returns a time, in nanoseconds since the epoch, such that no stamp in the tree is newer.
+func (t *Tree) Newest() int64 { return t.newest }
+
+// After returns the entries with stamps newer than limit, and the newest time among all the others.
+func (t *Tree) After(limit int64) (late []Entry, rest int64) {
+	for _, key := range t.keys {
+		if e := t.items[key].entry; e.Stamp.Time > limit {
+			late = append(late, e)
+		} else {
+			rest = max(rest, e.Stamp.Time)
+		}
+	}
+	return late, rest
+}
+
+// Restamp puts the entries in the place of those with the same keys, also where that makes them older. That is no merge: see Store.Amend for
+// when it is right.
+func (t *Tree) Restamp(entries []Entry) {
+	for _, e := range entries {
+		t.replace(t.items[e.Key], e)
+	}
+	_, t.newest = t.After(math.MaxInt64)
 }
 
 // Len is the number of keys, tombstones included.

@@ -2,11 +2,14 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"mars/internal/cluster"
 	"mars/internal/control"
+	"mars/internal/lamport"
 	"mars/internal/resource"
 )
 
@@ -17,6 +20,7 @@ func (n *Node) Status(context.Context) (control.Status, error) {
 	s := control.Status{Version: n.version, Time: now, Node: self.Name, Cluster: n.cluster.ID(), LogStore: n.store.status(),
 		Nodes: []control.Node{}, Resources: []control.Resource{}}
 	for _, x := range n.cluster.Nodes() {
+		s.Messages = append(s.Messages, clockMessage(x, now)...)
 		s.Nodes = append(s.Nodes, control.Node{Name: x.Name, ID: x.ID, Addr: x.Addr, Self: x.ID == self.ID, Alive: x.Alive, LastContactSeconds: since(now, x.LastContact)})
 	}
 	if n.cluster.Evicted() {
@@ -35,6 +39,26 @@ func (n *Node) Status(context.Context) (control.Status, error) {
 		}
 	}
 	return s, nil
+}
+
+// clockShown is from when on a difference of clocks is shown: more than what a slow line or a process that was stopped for a while can pretend.
+const clockShown = time.Minute
+
+// clockMessage says when a node's clock and the one here are far apart. Which of them is wrong nobody here can know.
+func clockMessage(x cluster.NodeInfo, now time.Time) []control.Message {
+	by, where, whose := x.ClockAhead, "ahead of", "its changes are refused here"
+	if by < 0 {
+		by, where, whose = -by, "behind", "changes made here are refused there"
+	}
+	switch by = by.Round(time.Second); {
+	case by <= clockShown:
+		return nil
+	case by <= lamport.MaxAhead:
+		return []control.Message{{Level: control.LevelWarn, Key: "clock", Since: now,
+			Text: fmt.Sprintf("the clock of node %s is %v %s the one here: correct the wrong one", x.Name, by, where)}}
+	}
+	return []control.Message{{Level: control.LevelErr, Key: "clock", Since: now,
+		Text: fmt.Sprintf("the clock of node %s is %v %s the one here, and %s until the wrong one is corrected", x.Name, by, where, whose)}}
 }
 
 func since(now, t time.Time) float64 {

@@ -89,8 +89,8 @@ func build() error {
 	return errors.Join(buildOne("mars/cmd/marsd", bin.marsd), buildOne("mars/cmd/marsadm", bin.marsadm))
 }
 
-func buildOne(what, file string) error {
-	args := []string{"build", "-o", file}
+func buildOne(what, file string, flags ...string) error {
+	args := append([]string{"build", "-o", file}, flags...)
 	env := os.Environ()
 	if os.Getenv("MARS_E2E_RACE") == "1" {
 		args = append(args, "-race")

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -23,6 +24,7 @@ type node struct {
 	listen string // where marsd listens
 	via    string // where the others find it: its proxy
 	flags  []string
+	marsd  string // the program
 
 	cmd   *exec.Cmd
 	ended chan error // receives the exit of cmd once
@@ -57,7 +59,8 @@ func (x *node) launch(extra ...string) {
 
 func (x *node) command(extra ...string) *exec.Cmd {
 	args := append([]string{"--dir", x.dir, "--name", x.name, "--listen", x.listen, "--advertise", x.via}, x.flags...)
-	cmd := exec.Command(bin.marsd, append(args, extra...)...)
+	cmd := exec.Command(cmp.Or(x.marsd, bin.marsd), append(args, extra...)...)
+	cmd.Env = append(os.Environ(), clockFile+"="+x.clockFile())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true} // no stray daemons, not even when the tests are killed
 	return cmd
 }

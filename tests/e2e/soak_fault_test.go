@@ -20,7 +20,7 @@ func (s *soak) misfortune() {
 		do     func()
 	}{
 		{5, s.killSome}, {4, s.failOver}, {2, s.freezeOne}, {4, s.badWeather}, {4, s.handOver}, {2, s.invalidateOne}, {3, s.switchOne},
-		{2, s.memberChange}, {2, s.recoverAlone},
+		{2, s.memberChange}, {2, s.recoverAlone}, {3, s.jumpClock},
 	}
 	n := 0
 	for _, st := range steps {

@@ -54,7 +54,7 @@ type soak struct {
 	round    int
 	story    []string // what was done in this round
 
-	kills, stops, failovers, lossy, handovers, freezes, netFaults, syncs, joins int
+	kills, stops, failovers, lossy, handovers, freezes, netFaults, syncs, joins, clocks int
 }
 
 // soakVolume is a resource, what works on it, and what this test knows about it.
@@ -121,6 +121,11 @@ func newSoak(t *testing.T) *soak {
 	}
 	s.w = newCluster(t, 3, flags...)
 	t.Cleanup(s.takeDown)
+	for _, x := range s.w.nodes {
+		x.stop()
+		x.getsJumpyClock()
+		x.start()
+	}
 	s.addVolume("raw", volumeSize, s.w.nodes[0], newRawApp(s))
 	if missing != "" {
 		t.Logf("SKIPPED: file system and database under load: %s", missing)
@@ -155,8 +160,8 @@ func (s *soak) figures() string {
 	for _, v := range s.vols {
 		bytes += v.app.written()
 	}
-	return fmt.Sprintf("%d rounds, %d daemons killed and %d stopped, %d forced failovers (%d with a split brain), %d handovers, %d daemons frozen, %d network faults, %d full syncs, "+
-		"%d joins, %d MiB written by applications", s.round, s.kills, s.stops, s.failovers, s.lossy, s.handovers, s.freezes, s.netFaults, s.syncs, s.joins, bytes/mib)
+	return fmt.Sprintf("%d rounds, %d daemons killed and %d stopped, %d forced failovers (%d with a split brain), %d handovers, %d daemons frozen, %d network faults, %d clocks set wrong, "+
+		"%d full syncs, %d joins, %d MiB written by applications", s.round, s.kills, s.stops, s.failovers, s.lossy, s.handovers, s.freezes, s.netFaults, s.clocks, s.syncs, s.joins, bytes/mib)
 }
 
 // play is one round: the applications work while things go wrong.
@@ -206,6 +211,7 @@ func (s *soak) check() {
 	for _, v := range s.vols {
 		s.end(v)
 	}
+	s.rightClocks()
 	for _, v := range s.vols {
 		s.converge(v)
 	}
