@@ -34,6 +34,11 @@ func (n *Node) Do(ctx context.Context, c control.Command) (control.Result, error
 	if f == nil {
 		return control.Result{}, fmt.Errorf("%w %q", control.ErrUnknownVerb, c.Verb)
 	}
+	if e.members[n.self()] != nil { // right after the start its runner may not be there yet
+		if _, err := n.awaitRunner(ctx, e.id); err != nil {
+			return control.Result{}, err
+		}
+	}
 	return f(n, ctx, e, c)
 }
 

@@ -27,6 +27,20 @@ func (n *Node) withNames(text string, in resource.Input) string {
 	return text
 }
 
+// splitAdvice says what ends a split brain, depending on the side on which it is read. One that still writes cannot be given up yet.
+func splitAdvice(in *resource.Input, with string) string {
+	keep := "to keep this side instead, `marsadm secondary` and then `marsadm invalidate` on node " + with
+	switch mine := in.Designated == in.Self; {
+	case in.Local.Writable && mine:
+		return "this side is kept by `marsadm invalidate` on node " + with
+	case in.Local.Writable:
+		return "this node is not wanted as primary any more and stops writing as soon as its device is closed; then `marsadm invalidate` here gives this side up; " + keep
+	case mine:
+		return "`marsadm invalidate` on the side that shall be lost; here that needs another primary first"
+	}
+	return "`marsadm invalidate` here gives this side up; " + keep
+}
+
 // messages lists the conditions of a replica that an operator should know.
 func (n *Node) messages(in resource.Input, plan resource.Plan, v resource.View, now time.Time) []control.Message {
 	l := &in.Local
@@ -41,7 +55,7 @@ func (n *Node) messages(in resource.Input, plan resource.Plan, v resource.View, 
 		add(control.LevelWarn, "device", "the device that marsd showed when it ended waits to be continued, and so do its users: %s", strings.Join(l.Users, ", "))
 	}
 	if s := plan.Split; s != nil {
-		add(control.LevelErr, "split-brain", "%s; choose the side to keep (primary), then `marsadm invalidate` on the other one, which loses its side", v.Split)
+		add(control.LevelErr, "split-brain", "%s; %s", v.Split, splitAdvice(&in, s.With))
 	}
 	if l.Defect != nil {
 		add(control.LevelErr, "defective-log", "%v; nothing behind it was or will be applied", l.Defect)

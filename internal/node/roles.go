@@ -22,9 +22,13 @@ func (n *Node) primary(ctx context.Context, e entry, c control.Command) (control
 	if err != nil {
 		return control.Result{}, err
 	}
-	in, ok := r.observe()
-	if !ok {
-		return control.Result{}, fmt.Errorf("resource %s is gone", e.name)
+	in, err := r.settled(ctx)
+	if err == nil && c.Force { // what is known of the others may be older than their contact
+		err = n.cluster.Sync(ctx)
+		in, _ = r.observe()
+	}
+	if err != nil {
+		return control.Result{}, err
 	}
 	if in.Local.Writable && in.Designated == in.Self {
 		return say("node %s is primary of resource %s already; the device is %s", n.cfg.Name, e.name, in.Local.Device), nil
@@ -44,6 +48,22 @@ func (n *Node) refusal(e entry, in resource.Input, err error) error {
 		return nil
 	}
 	return fmt.Errorf("node %s: %s", n.cfg.Name, strings.ReplaceAll(n.withNames(err.Error(), in), "RES", e.name))
+}
+
+// settled observes when there is something to be observed: right after the start it takes a moment until the disk is attached, or cannot be, and until
+// the peers have been heard, or will not be (primary_wait).
+func (r *runner) settled(ctx context.Context) (in resource.Input, err error) {
+	err = r.await(ctx, func(now resource.Input, _ resource.Plan) (bool, error) {
+		in = now
+		return in.Settled && !resource.Attaching(&in), nil
+	})
+	if err != nil && !in.Settled {
+		return in, fmt.Errorf("%w: marsd has just been started and still listens for the other nodes", err)
+	}
+	if err != nil {
+		return in, fmt.Errorf("%w: the disk is not attached yet", err)
+	}
+	return in, nil
 }
 
 // primaryPlanned wishes for the role and waits until the holder has passed the token and the device is shown. If that does not come true, the
@@ -190,9 +210,9 @@ func (n *Node) invalidate(ctx context.Context, e entry, _ control.Command) (cont
 	if err != nil {
 		return control.Result{}, err
 	}
-	in, ok := r.observe()
-	if !ok {
-		return control.Result{}, fmt.Errorf("resource %s is gone", e.name)
+	in, err := r.settled(ctx)
+	if err != nil {
+		return control.Result{}, err
 	}
 	if err := resource.MayInvalidate(&in); err != nil {
 		return control.Result{}, n.refusal(e, in, err)

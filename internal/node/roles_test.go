@@ -44,3 +44,29 @@ func TestThrownAway(t *testing.T) {
 		})
 	}
 }
+
+// What the message about a split brain advises must be possible on the side on which it is read.
+func TestSplitAdvice(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name       string
+		writable   bool
+		designated string
+		want, not  string
+	}{
+		{"the winner", true, "a", "on node b", "here gives"},
+		{"the loser, still in use", true, "b", "as soon as its device is closed; then `marsadm invalidate` here", ""},
+		{"the loser", false, "b", "`marsadm invalidate` here gives this side up", "closed"},
+		{"nobody is designated", false, "", "`marsadm invalidate` here gives this side up", "closed"},
+		{"designated, and does not write", false, "a", "needs another primary first", "here gives"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			in := resource.Input{Self: "a", Designated: c.designated}
+			in.Local.Writable = c.writable
+			if got := splitAdvice(&in, "b"); !strings.Contains(got, c.want) || c.not != "" && strings.Contains(got, c.not) {
+				t.Errorf("it says %q", got)
+			}
+		})
+	}
+}

@@ -10,6 +10,13 @@ import (
 // What the commands of an operator may do, decided from what is known here. The errors say what to do instead; nodes appear in them by their
 // ids, and RES stands for the name of the resource: names are the node's business.
 
+// Attaching reports whether the disk shall be attached and nobody has tried yet. Right after the start nothing can be said about a replica until
+// that is over, which takes only a moment.
+func Attaching(in *Input) bool {
+	l := &in.Local
+	return in.Switches.Attach && !l.Open && !l.Missing && l.OpenErr == ""
+}
+
 // MayBePrimary refuses what not even --force can make right.
 func MayBePrimary(in *Input) error {
 	l := &in.Local

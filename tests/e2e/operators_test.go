@@ -66,6 +66,31 @@ func atOnce(nodes []*node, f func(*node) answer) []answer {
 	return answers
 }
 
+// TestCommandsRightAfterStart: a command may be given as soon as marsd answers. It waits for what a start takes - the disk, the other nodes - instead of
+// being refused because of that; and --force is refused while the primary can be reached also when that is not known yet.
+func TestCommandsRightAfterStart(t *testing.T) {
+	t.Parallel()
+	_, a, b := pair(t)
+	j := &stamp.Journal{}
+	a.writeOnce(res, j)
+	settle(res, a, b)
+	for range 5 {
+		b.kill()
+		b.start()
+		b.do("primary", res)
+		a.kill()
+		a.start()
+		a.refuses([]string{b.name, "without --force"}, "primary", res, "--force")
+		a.do("primary", res)
+	}
+	a.checkDevice(res, j, j.Now())
+	b.kill()
+	b.start()
+	b.do("invalidate", res)
+	settle(res, a, b)
+	checkEqual(t, res, a, b)
+}
+
 // TestDeviceInUse: a planned handover does not take the device from under the application: it waits, says for whom, and gives up without having
 // changed anything; or it goes on when the application is done.
 func TestDeviceInUse(t *testing.T) {

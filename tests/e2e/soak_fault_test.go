@@ -254,7 +254,6 @@ func (s *soak) handOver() {
 		}
 		s.say("exit status of the handover: %d %s", said.code, said.err)
 		s.seeEachOther()
-		to.awaitSelf(v.name, "its replica is open", func(m control.Member) bool { return m.Consistent && m.DiskState != control.DiskDetached })
 		to.do("primary", v.name)
 	}
 	s.handovers++
