@@ -31,7 +31,8 @@ func run() int {
 		Use: "marsd", Short: "Replicate block devices asynchronously over any distance", Args: cobra.NoArgs, Version: version,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	flags := config.AddFlags(cmd.Flags())
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	flags := config.AddFlags(cmd.PersistentFlags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := flags.Load()
 		if err != nil {
@@ -40,6 +41,17 @@ func run() int {
 		usage = false
 		return serve(cmd.Context(), cfg)
 	}
+	cmd.AddCommand(&cobra.Command{
+		Use: "drop-devices", Short: "Take away the devices that a dead marsd has left, so that who waits for them gets errors", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := flags.Load()
+			if err != nil {
+				return err
+			}
+			usage = false
+			return node.DropDevices(cfg, cmd.OutOrStdout(), newLog(cfg))
+		},
+	})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err := cmd.ExecuteContext(ctx)
@@ -56,9 +68,13 @@ func run() int {
 // memoryLimit makes the collector work harder before the daemon takes more; most of its data lie in the page cache, not here.
 const memoryLimit = 512 << 20
 
+func newLog(cfg config.Config) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+}
+
 func serve(ctx context.Context, cfg config.Config) (err error) {
 	debug.SetMemoryLimit(memoryLimit)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	log := newLog(cfg)
 	for _, e := range loop.ProtectFromReclaim() {
 		log.Debug("not protected from memory reclaim", "err", e)
 	}
