@@ -32,26 +32,24 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	cmd.CompletionOptions.DisableDefaultCmd = true
-	flags := config.AddFlags(cmd.PersistentFlags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := flags.Load()
-		if err != nil {
-			return err
-		}
-		usage = false
-		return serve(cmd.Context(), cfg)
+	drop := &cobra.Command{
+		Use: "drop-devices", Short: "Give up the devices that a dead marsd has left: who waits for them gets errors", Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(&cobra.Command{
-		Use: "drop-devices", Short: "Take away the devices that a dead marsd has left, so that who waits for them gets errors", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd.AddCommand(drop)
+	// configured makes a command take the settings, and do f with them.
+	configured := func(c *cobra.Command, f func(context.Context, config.Config) error) {
+		flags := config.AddFlags(c.Flags())
+		c.RunE = func(c *cobra.Command, _ []string) error {
 			cfg, err := flags.Load()
 			if err != nil {
 				return err
 			}
 			usage = false
-			return node.DropDevices(cfg, cmd.OutOrStdout(), newLog(cfg))
-		},
-	})
+			return f(c.Context(), cfg)
+		}
+	}
+	configured(cmd, serve)
+	configured(drop, func(_ context.Context, cfg config.Config) error { return node.DropDevices(cfg, os.Stdout, newLog(cfg)) })
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err := cmd.ExecuteContext(ctx)
