@@ -137,9 +137,6 @@ func init() {
 		{handoverNames, (*bench).handover},
 		{catchUpNames, (*bench).catchUp},
 		{fullSyncNames, (*bench).fullSync},
-		{recoveryNames, (*bench).recovery},
-		{loopJobs.names, (*bench).loopRows},
-		{idleNames, (*bench).idleRows},
 	}
 }
 

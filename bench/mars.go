@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"mars/internal/control"
 	"mars/tests/faultnet"
@@ -72,18 +70,18 @@ func (n *node) adm(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// wait is marsadm wait-resource, without starting a process.
-func (n *node) wait(ctx context.Context, resource, condition string) error {
-	_, err := n.client().Do(ctx, control.Command{Verb: control.VerbWaitResource, Resource: resource, Condition: condition})
-	return err
-}
-
-func (n *node) client() *control.Client {
-	return control.Dial(filepath.Join(n.dir, control.SocketName))
+// admAll runs commands one after the other.
+func (n *node) admAll(ctx context.Context, commands ...[]string) error {
+	for _, c := range commands {
+		if _, err := n.adm(ctx, c...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (n *node) status(ctx context.Context) (control.Status, error) {
-	return n.client().Status(ctx)
+	return control.Dial(filepath.Join(n.dir, control.SocketName)).Status(ctx)
 }
 
 // member is the node's own replica of its first resource.
@@ -140,7 +138,7 @@ func (c *cluster) addNode(ctx context.Context, p plan) (err error) {
 		return err
 	}
 	for i := range c.shape.count {
-		if err := c.b.wait(ctx, c.shape.name(i), control.CondUpToDate); err != nil {
+		if _, err := c.b.adm(ctx, "wait-resource", c.shape.name(i), "uptodate"); err != nil {
 			return err
 		}
 	}
@@ -164,27 +162,19 @@ func (c *cluster) joinNode(ctx context.Context, p plan) (err error) {
 	return err
 }
 
-// place gives a node a disk for every resource, some at a time.
+// place gives a node a disk for every resource.
 func (c *cluster) place(ctx context.Context, n *node, verb string) error {
-	const atOnce = 8
-	errs := make([]error, c.shape.count)
-	slots := make(chan struct{}, atOnce)
-	var wg sync.WaitGroup
 	for i := range c.shape.count {
 		disk, err := n.b.disk(n.name+"-"+c.shape.name(i)+".img", c.shape.size, content{seed: uint64(i)})
 		if err != nil {
-			errs[i] = err
-			break
+			return err
+		}
+		if _, err := n.adm(ctx, verb, c.shape.name(i), disk); err != nil {
+			return err
 		}
 		c.disks = append(c.disks, disk)
-		slots <- struct{}{}
-		wg.Go(func() { // ends with the command
-			_, errs[i] = n.adm(ctx, verb, c.shape.name(i), disk)
-			<-slots
-		})
 	}
-	wg.Wait()
-	return errors.Join(errs...)
+	return nil
 }
 
 func (c *cluster) nodes() []*node {
@@ -198,7 +188,7 @@ func (c *cluster) nodes() []*node {
 func (c *cluster) settle(ctx context.Context) error {
 	for _, n := range c.nodes() {
 		for i := range c.shape.count {
-			if err := n.wait(ctx, c.shape.name(i), control.CondReplayReached); err != nil {
+			if _, err := n.adm(ctx, "wait-resource", c.shape.name(i), "replay-reached"); err != nil {
 				return err
 			}
 		}
@@ -218,16 +208,13 @@ func (c *cluster) target(n *node) *target {
 	return t
 }
 
-// mars makes targets that are served by the first node of a cluster.
-func mars(p plan) maker {
-	return func(b *bench, ctx context.Context, s shape) (*target, error) {
-		p.shape = s
-		c, err := b.startCluster(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		return c.target(c.a), nil
+// startMars starts a cluster of n nodes.
+func (b *bench) startMars(ctx context.Context, s shape, n int) (*target, error) {
+	c, err := b.startCluster(ctx, plan{shape: s, nodes: n})
+	if err != nil {
+		return nil, err
 	}
+	return c.target(c.a), nil
 }
 
 // has answers nil when the node has all log up to an LSN on stable storage.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -31,8 +30,6 @@ type Options struct {
 	Now func() time.Time
 	// Log gets what no caller can be told.
 	Log *slog.Logger
-	// Existing says that the file must be there: it is an error, ErrDamaged, when it is not, and not an empty store.
-	Existing bool
 	// Bounds limits the whole tree.
 	Bounds Bounds
 	// FlushEvery is how long a volatile or received change may stay in memory only; default 2 s.
@@ -41,12 +38,8 @@ type Options struct {
 	TombstoneAge time.Duration
 	// KeepTombstone names keys whose deletion is remembered for ever; default none.
 	KeepTombstone func(key string) bool
-	// TrustClock tells whether the wall clock is believed to be right, so that what is old by it may be forgotten for ever; default always.
-	TrustClock func() bool
 	// Notifier is signalled after each change; default one that only Watch uses.
 	Notifier *Notifier
-
-	openFile func(string, int, os.FileMode) (*os.File, error) // nil: os.OpenFile
 }
 
 func (o Options) withDefaults() Options {
@@ -61,9 +54,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.KeepTombstone == nil {
 		o.KeepTombstone = func(string) bool { return false }
-	}
-	if o.TrustClock == nil {
-		o.TrustClock = func() bool { return true }
 	}
 	if o.Notifier == nil {
 		o.Notifier = &Notifier{}
@@ -105,7 +95,7 @@ type Change struct {
 // Open opens or creates the store in the file path. It fails if another process has it open.
 func Open(path string, opts Options) (*Store, error) {
 	opts = opts.withDefaults()
-	d, err := openDisk(path, opts)
+	d, err := openDisk(path)
 	if err != nil {
 		return nil, err
 	}
@@ -301,20 +291,6 @@ func (s *Store) applyVolatile(e Entry) (changed bool, err error) {
 	return changed, err
 }
 
-// AmendTree is what Amend does to the tree and the clock of node; it returns what it has changed.
-func AmendTree(t *Tree, c *lamport.Clock, node string, now time.Time) []Entry {
-	late, rest := t.After(now.Add(lamport.MaxAhead).UnixNano())
-	c.PutBack(rest)
-	for i, e := range late {
-		late[i].Stamp = lamport.Stamp{Time: yields, Node: e.Stamp.Node}
-		if e.Stamp.Node == node {
-			late[i].Stamp = c.Next()
-		}
-	}
-	t.Restamp(late)
-	return late
-}
-
 // Import takes the whole content of another node into this store, durably. It is all or nothing.
 func (s *Store) Import(entries []Entry) error {
 	for _, e := range entries {
@@ -347,10 +323,16 @@ const yields = 1
 // changes there were, and they are on disk when the error is nil. If there is a crash before that they have their old stamps again.
 func (s *Store) Amend() (amended int, err error) {
 	s.mu.Lock()
-	late := AmendTree(s.mu.tree, s.clock, s.opts.Node, s.opts.Now())
-	for _, e := range late {
+	late, rest := s.mu.tree.After(s.opts.Now().Add(lamport.MaxAhead).UnixNano())
+	s.clock.PutBack(rest)
+	for i, e := range late {
+		late[i].Stamp = lamport.Stamp{Time: yields, Node: e.Stamp.Node}
+		if e.Stamp.Node == s.opts.Node {
+			late[i].Stamp = s.clock.Next()
+		}
 		s.mu.dirty[e.Key] = struct{}{}
 	}
+	s.mu.tree.Restamp(late)
 	s.mu.Unlock()
 	if len(late) > 0 {
 		s.opts.Notifier.Notify()

@@ -3,7 +3,7 @@
 // resource does; a node observes, asks, and does as told, again and again.
 //
 // Layout of DIR: identity and metadata (package cluster), `resource/ID/` with state file and log of each replica (package volume),
-// `dev/NAME.sock` NBD sockets, `loop/` mount points, `nbd/` and `ublk/` records of devices, `marsd.sock` control socket, `marsd.lock`.
+// `dev/NAME.sock` NBD sockets, `loop/` mount points, `nbd/` records of nbd devices, `marsd.sock` control socket, `marsd.lock`.
 package node
 
 import (
@@ -21,8 +21,6 @@ import (
 	"mars/internal/config"
 	"mars/internal/control"
 	"mars/internal/device/nbd"
-	"mars/internal/meta"
-	"mars/internal/resource"
 	"mars/internal/transport"
 	"mars/internal/vfs"
 )
@@ -76,8 +74,7 @@ func Open(cfg config.Config, log *slog.Logger) (*Node, error) {
 	if n.hub, err = openHub(cfg, log); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	n.cluster, err = cluster.Open(cluster.Config{Dir: filepath.Join(cfg.Dir, "cluster"), NodeName: cfg.Name, Listen: cfg.Listen, Advertise: cfg.Advertise, Log: log,
-		KeepDeleted: resource.IsName})
+	n.cluster, err = cluster.Open(cluster.Config{Dir: filepath.Join(cfg.Dir, "cluster"), NodeName: cfg.Name, Listen: cfg.Listen, Advertise: cfg.Advertise, Log: log})
 	if err != nil {
 		n.closeHub()
 		return nil, errors.Join(err, lock.Close())
@@ -143,24 +140,6 @@ func (n *Node) reconcile(now, before catalog) {
 		}
 	}
 	n.removeLeftovers()
-	n.forgetDeleted()
-}
-
-// forgetDeleted deletes what was written about a resource by somebody who did not know yet that it was deleted.
-func (n *Node) forgetDeleted() {
-	if n.cluster.ID() == "" || n.cluster.Evicted() {
-		return
-	}
-	var changes []meta.Change
-	for _, k := range resource.Leftovers(n.cluster.List(resourcePrefix), n.cluster.Deleted) {
-		changes = append(changes, meta.Change{Key: k, Delete: true})
-	}
-	if len(changes) == 0 {
-		return
-	}
-	if err := n.cluster.Batch(changes); err != nil {
-		n.log.Warn("cannot delete the rest of a deleted resource", "err", err)
-	}
 }
 
 func (n *Node) startRunner(id string) {

@@ -193,6 +193,14 @@ func (j *Journal) Check(img Image, must Time) error {
 	return nil
 }
 
+// Seen returns why img does not show the write, or something that is not older, in each of its sectors. For writes that are durable by
+// themselves, beyond what Check demands.
+func (j *Journal) Seen(img Image, seq uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.seen(img, seq, 0)
+}
+
 // possible checks one sector for itself.
 func (j *Journal) possible(s int64, seq uint64) error {
 	switch {

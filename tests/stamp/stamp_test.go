@@ -158,3 +158,24 @@ func TestAdoptedContentMustStay(t *testing.T) {
 	w.j.IssueZeroes(4*SectorSize, SectorSize)
 	w.wantOK(w.j.Now())
 }
+
+func TestSeenDemandsOneWrite(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.write(0, 1)
+	durable := w.write(5, 1)
+	img := func() Image {
+		img, err := ReadImage(bytes.NewReader(w.disk), diskSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	if err := w.j.Seen(img(), 2); err == nil {
+		t.Error("it is not there")
+	}
+	durable()
+	if err := w.j.Seen(img(), 2); err != nil {
+		t.Error(err)
+	}
+}

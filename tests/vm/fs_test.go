@@ -28,7 +28,7 @@ func TestFileSystems(t *testing.T) {
 }
 
 func fileSystem(t *testing.T, f front, fs string, sizeMiB int) {
-	w := newWorld(t, 5*time.Minute, lab.Config{Machines: 1, Disks: nodeDisks(false)})
+	w := newWorld(t, 5*time.Minute, lab.Config{Machines: 1, Disks: nodeDisks})
 	x := w.nodes[0]
 	x.format()
 	x.starts(f)

@@ -20,7 +20,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		if !f.outlives {
 			t.Skipf("a %s device ends with marsd", f.name)
 		}
-		w := newWorld(t, 5*time.Minute, lab.Config{Machines: 1, Disks: nodeDisks(false)})
+		w := newWorld(t, 5*time.Minute, lab.Config{Machines: 1, Disks: nodeDisks})
 		x := w.nodes[0]
 		x.format()
 		x.starts(f)

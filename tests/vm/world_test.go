@@ -19,23 +19,22 @@ const (
 	mib = 1 << 20
 	// patience bounds the wait for anything to become true in a machine.
 	patience  = 2 * time.Minute
-	pollEvery = 100 * time.Millisecond
+	pollEvery = 500 * time.Millisecond // a marsadm costs an emulated processor a tenth of a second
 	// res is the resource of the scenarios; device is where its primary has it.
 	res    = "data"
 	device = "/dev/mars/" + res
 )
 
-// Disks that a node has: one for the replica, one for the log store.
-func nodeDisks(volatile bool) []lab.Disk {
-	return []lab.Disk{{Name: "disk", Size: 384 * mib, Volatile: volatile}, {Name: "store", Size: 512 * mib, Volatile: volatile}}
-}
+// nodeDisks are what a node has: a disk for the replica, and one for the log store.
+var nodeDisks = []lab.Disk{{Name: "disk", Size: 384 * mib}, {Name: "store", Size: 512 * mib}}
 
 // world is a lab in which every machine may become a node.
 type world struct {
-	t     *testing.T
-	ctx   context.Context
-	lab   *lab.Lab
-	nodes []*node
+	t      *testing.T
+	ctx    context.Context
+	cancel context.CancelFunc
+	lab    *lab.Lab
+	nodes  []*node
 }
 
 // newWorld boots machines. It is taken down when the test ends, or after limit.
@@ -53,7 +52,7 @@ func newWorld(t *testing.T, limit time.Duration, cfg lab.Config) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, ctx: ctx, lab: l}
+	w := &world{t: t, ctx: ctx, cancel: cancel, lab: l}
 	t.Cleanup(w.takeDown)
 	for _, m := range l.Machines {
 		w.nodes = append(w.nodes, &node{w: w, Machine: m})
@@ -123,7 +122,7 @@ func (x *node) launch(flags ...string) {
 	x.w.t.Helper()
 	args := append([]string{"--device", x.front.name, "--listen", x.Name + ":7777", "--log-reserve", "16MiB", "--segment-size", "16MiB", "--primary-wait", "3s"}, flags...)
 	x.sh("nohup setsid marsd %s >>/marsd.log 2>&1 </dev/null & echo $! >/marsd.pid", strings.Join(args, " "))
-	x.await("marsd answers", func(control.Status) bool { return true })
+	x.sh("for ((i = 0; i < 600; i++)); do marsadm view >/dev/null 2>&1 && exit; sleep 0.2; done; tail /marsd.log >&2; exit 1")
 }
 
 // stops stops marsd, which has to end with status 0.
@@ -186,7 +185,7 @@ func (x *node) awaitSelf(what string, cond func(control.Member) bool) control.Me
 // primary waits until the node is primary and has the device.
 func (x *node) primary() {
 	x.w.t.Helper()
-	x.awaitSelf("it is primary", func(m control.Member) bool { return m.Role == control.RolePrimary && m.Device != "" })
+	x.sh("marsadm wait-resource %s primary --timeout %v; marsadm wait-resource %s device-on --timeout %v", res, patience, res, patience)
 }
 
 // creates makes the node a cluster of its own and the primary of the resource.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"mars/internal/block"
-	"mars/internal/device/buffer"
 )
 
 const (
@@ -251,11 +250,11 @@ func (c *conn) write(r *request) error {
 		c.replies.drop(r)
 		return err
 	}
-	if err := c.receivePayload(r.payload.Data); err != nil {
+	if err := c.receivePayload(r.payload.data); err != nil {
 		c.replies.drop(r)
 		return err
 	}
-	r.Data = r.payload.Data
+	r.Data = r.payload.data
 	c.collect(r)
 	return nil
 }
@@ -279,7 +278,7 @@ func (c *conn) read(r *request) error {
 		return err
 	}
 	if c.srv.nowait != nil {
-		ok, err := c.srv.nowait.ReadAtNowait(r.payload.Data, r.Off)
+		ok, err := c.srv.nowait.ReadAtNowait(r.payload.data, r.Off)
 		if ok || err != nil {
 			c.answer(r, err)
 			return nil
@@ -290,7 +289,7 @@ func (c *conn) read(r *request) error {
 }
 
 func (c *conn) blockStatus(r *request) error {
-	if err := c.reserve(r, buffer.MinSize); err != nil {
+	if err := c.reserve(r, 1<<minPayloadShift); err != nil {
 		c.replies.drop(r)
 		return err
 	}
@@ -323,7 +322,7 @@ func (c *conn) alone() bool { return c.lone && c.in.buffered() == 0 }
 
 // reserve gives r a payload buffer of n bytes, waiting until there is room for it.
 func (c *conn) reserve(r *request, n int) error {
-	cost := buffer.Cost(n)
+	cost := payloadCost(n)
 	if ok, _ := c.srv.budget.take(&c.share, cost); !ok {
 		c.pause()
 		if err := c.srv.waitForRoom(c, cost); err != nil {
@@ -331,7 +330,7 @@ func (c *conn) reserve(r *request, n int) error {
 		}
 		c.replies.busy()
 	}
-	r.payload = buffer.New(n)
+	r.payload = newPayload(n)
 	return nil
 }
 

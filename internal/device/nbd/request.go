@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"mars/internal/block"
-	"mars/internal/device/buffer"
 )
 
 // header is a decoded request header.
@@ -65,8 +64,8 @@ type request struct {
 	cookie  uint64
 	cmd     uint16
 	reqOne  bool
-	payload *buffer.Buffer // memory accounted for in the budget; nil when none is held
-	err     error          // the outcome
+	payload *payload // memory accounted for in the budget; nil when none is held
+	err     error    // the outcome
 }
 
 var requests sync.Pool
@@ -95,8 +94,8 @@ func (r *request) freePayload() {
 	if r.payload == nil {
 		return
 	}
-	cost := r.payload.Cost()
-	r.payload.Free()
+	cost := int64(len(r.payload.mem))
+	r.payload.free()
 	r.payload, r.Data = nil, nil
 	r.conn.srv.budget.give(&r.conn.share, cost)
 }
@@ -120,7 +119,7 @@ func (r *request) run() error {
 	dev := r.conn.srv.cfg.Dev
 	switch r.cmd {
 	case cmdRead:
-		return dev.ReadAt(r.payload.Data, r.Off)
+		return dev.ReadAt(r.payload.data, r.Off)
 	case cmdBlockStatus:
 		return r.blockStatus()
 	case cmdWrite:
@@ -141,7 +140,7 @@ var (
 )
 
 // maxExtents is the largest number of extents of one reply; they take one payload of the smallest class.
-const maxExtents = (buffer.MinSize - 4) / 8
+const maxExtents = (1<<minPayloadShift - 4) / 8
 
 // blockStatus fills the payload with the chunk for base:allocation.
 func (r *request) blockStatus() error {
@@ -153,12 +152,12 @@ func (r *request) blockStatus() error {
 	if err != nil {
 		return err
 	}
-	data := binary.BigEndian.AppendUint32(r.payload.Data[:0], allocationID)
+	data := binary.BigEndian.AppendUint32(r.payload.data[:0], allocationID)
 	data = appendExtents(data, extents[:min(len(extents), limit)], r.Len)
 	if len(data) == 4 {
 		return errNoExtents
 	}
-	r.payload.Data = data
+	r.payload.data = data
 	return nil
 }
 

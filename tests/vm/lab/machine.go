@@ -60,7 +60,7 @@ func (m *Machine) args() ([]string, error) {
 		"-name", m.Name, "-M", "q35,hpet=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", strconv.Itoa(m.lab.cfg.MemoryMiB), "-smp", strconv.Itoa(m.lab.cfg.CPUs),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-rtc", "base=utc",
 		"-kernel", m.lab.image.Kernel, "-initrd", m.lab.initramfs,
-		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 mitigations=off audit=0 cryptomgr.notests mars.node=%d mars.nodes=%d mars.deadline=%s %s",
+		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 mitigations=off audit=0 no_timer_check tsc=reliable cryptomgr.notests mars.node=%d mars.nodes=%d mars.deadline=%s %s",
 			m.number, len(m.lab.Machines), left.Round(time.Second), m.lab.cfg.Append),
 		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
 		"-device", "virtio-serial-pci", "-device", "virtio-rng-pci",

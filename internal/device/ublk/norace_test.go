@@ -1,5 +1,0 @@
-//go:build !race
-
-package ublk
-
-const raceDetector = false
