@@ -83,14 +83,13 @@ func (n *Node) serveLog(ctx context.Context, conn *transport.Conn, peer cluster.
 	}
 	defer end()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	defer rep.vol.WantDurable()()
 	// The fetcher only listens, so reading shows the end of the connection, and nothing else.
 	hungUp, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn.SetProgress(transport.Progress{Write: transport.DefaultProgress})
 	var wg sync.WaitGroup
 	wg.Go(func() { conn.ReadFrame(nil); cancel() })
-	err = ship.Serve(hungUp, conn, req, rep.vol.Log(), n.stamps.next)
+	err = ship.Serve(hungUp, ship.ServerConfig{Conn: conn, Log: rep.vol.Log(), Stamp: n.stamps.next}, req, rep.vol.WantDurable)
 	conn.Close()
 	wg.Wait()
 	n.log.Debug("log session ended", "res", rep.r.name(), "peer", peer.Name, "err", err)

@@ -17,24 +17,32 @@ import (
 	"mars/internal/transport"
 )
 
-// shipInterval is the least distance of log syncs that nobody but a fetching peer waits for: they cost the application bandwidth.
-const shipInterval = 2 * time.Millisecond
+// Log syncs that nobody but a peer waits for have a distance, and take at most a quarter of the time: they cost the application bandwidth.
+const (
+	shipInterval    = 2 * time.Millisecond
+	maxShipInterval = 50 * time.Millisecond
+)
 
 // syncLog makes the log durable: at once when somebody waits for it, else now and then. It ends with rep.ctx.
 func (rep *replica) syncLog() {
-	var last time.Time
+	var next time.Time // earliest sync without waiters
 	for {
 		select {
 		case <-rep.ctx.Done():
 			return
 		case <-rep.vol.Waiters():
 		case <-rep.vol.Soon():
-			rep.holdSync(time.Until(last.Add(shipInterval)))
+			rep.holdSync(time.Until(next))
 		}
+		start := time.Now()
 		rep.vol.SyncStep()
-		last = time.Now()
+		end := time.Now()
+		next = end.Add(restAfter(end.Sub(start), shipInterval, maxShipInterval))
 	}
 }
+
+// restAfter is how long a background activity that has taken d pauses, so that it takes a quarter of the time at most.
+func restAfter(d, least, most time.Duration) time.Duration { return min(max(3*d, least), most) }
 
 // holdSync waits for d unless somebody needs a sync now.
 func (rep *replica) holdSync(d time.Duration) {
@@ -71,12 +79,12 @@ type mover struct {
 	retry time.Time
 
 	// owned by the mover's goroutine
-	applied time.Time   // end of the last ApplyStep that did something
-	end     history.LSN // of the log when last looked at
-	quiet   time.Time   // since when it has not moved
-	dirty   time.Time   // since when something is unapplied; zero if nothing is
-	peak    float64     // how many segments the log had lately, at most
-	kept    time.Time   // when housekeep ran last
+	next  time.Time   // earliest next window on a secondary that keeps up
+	end   history.LSN // of the log when last looked at
+	quiet time.Time   // since when it has not moved
+	dirty time.Time   // since when something is unapplied; zero if nothing is
+	peak  float64     // how many segments the log had lately, at most
+	kept  time.Time   // when housekeep ran last
 }
 
 func (m *mover) syncErr() string {
@@ -98,8 +106,10 @@ func (m *mover) setErr(err error) {
 const (
 	writebackAge   = 5 * time.Second        // how old a change gets on the primary before it is written back
 	writebackIdle  = 500 * time.Millisecond // without new writes it is written back at once
-	replayGap      = 20 * time.Millisecond  // between two windows on a secondary, so that they grow under load
-	retryAfter     = time.Second            // after an error
+	replayGap      = 20 * time.Millisecond  // between two windows on a secondary that keeps up, at least: so they grow under load
+	maxReplayGap   = 200 * time.Millisecond
+	keepsUp        = 16 << 20    // bytes of log that wait for replay; with more there is no gap
+	retryAfter     = time.Second // after an error
 	housekeepEvery = time.Second
 	copyStep       = 64 << 20 // bytes of disk that a sync copies between two replays
 )
@@ -129,16 +139,18 @@ func (rep *replica) moveOnce() *time.Duration {
 	if w.in.Local.Writable && !rep.writebackDue() {
 		return after(writebackIdle / 2)
 	}
-	if !w.in.Local.Writable {
-		sleep(rep.ctx, time.Until(rep.mover.applied.Add(replayGap)))
+	if !w.in.Local.Writable && rep.vol.Unapplied() < keepsUp {
+		sleep(rep.ctx, time.Until(rep.mover.next))
 	}
+	start := time.Now()
 	worked, err := rep.vol.ApplyStep()
 	if err != nil {
 		rep.applyFailed(err)
 		return after(retryAfter)
 	}
 	if worked {
-		rep.mover.applied = time.Now()
+		end := time.Now()
+		rep.mover.next = end.Add(restAfter(end.Sub(start), replayGap, maxReplayGap))
 		rep.r.wake()
 	}
 	if s := rep.vol.Status().Sync; w.plan.Sync != "" && s != nil && !s.Copied {

@@ -96,33 +96,58 @@ func (s *Server) Info() error {
 	return errors.Join(writeJSON(s.conn, frameInfo, i), s.conn.Flush())
 }
 
-// Serve answers one request: it sends the log from req.From on, follows its tail, and returns when ctx ends or the connection breaks. stamp
-// gives the Lamport time.
-func Serve(ctx context.Context, c Conn, req Request, log Source, stamp func() int64) error {
-	s, err := NewServer(ServerConfig{Conn: c, Log: log, Stamp: stamp}, req)
+// Pace of a session. Small chunks come at a distance, which costs a millisecond of delay and saves both ends, and the application beside them,
+// most of their system calls; large ones follow each other at once.
+const (
+	smallChunk = 64 << 10
+	smallGap   = 2 * time.Millisecond
+	infoGap    = 50 * time.Millisecond // between two Infos while data flows
+)
+
+// Serve answers one request: it sends the log from req.From on, follows its tail, and returns when ctx ends or the connection breaks. While it
+// has nothing to send and waits for more to become durable it holds want, so that nothing is synced for a line that is full.
+func Serve(ctx context.Context, c ServerConfig, req Request, want func() (stop func())) error {
+	s, err := NewServer(c, req)
 	if err != nil {
 		return err
 	}
+	var told time.Time // when the last Info was sent
+	news := true       // since then something was sent
 	for {
-		changed := log.Changed()
+		changed, from := s.log.Changed(), s.lsn
 		sent, err := s.Step()
 		if err != nil {
 			return err
 		}
 		if sent {
+			news = true
+			if s.lsn-from < smallChunk {
+				err = wait(ctx, nil, smallGap)
+			}
+			if err != nil {
+				return err
+			}
 			continue
 		}
-		if err := s.Info(); err != nil {
-			return err
+		rest := time.Until(told.Add(infoGap))
+		if rest <= 0 || !news {
+			if err := s.Info(); err != nil {
+				return err
+			}
+			told, news, rest = time.Now(), false, InfoEvery
 		}
-		if err := wait(ctx, changed); err != nil {
+		stop := want()
+		err = wait(ctx, changed, rest)
+		stop()
+		if err != nil {
 			return err
 		}
 	}
 }
 
-func wait(ctx context.Context, changed <-chan struct{}) error {
-	t := time.NewTimer(InfoEvery)
+// wait returns when changed is closed or d has passed.
+func wait(ctx context.Context, changed <-chan struct{}, d time.Duration) error {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

@@ -334,9 +334,9 @@ func (c *conn) reserve(r *request, n int) error {
 	return nil
 }
 
-// collect adds a modification to the batch; a device that takes no batches gets it at once.
+// collect adds a modification to the batch; a device that takes no batches gets it at once, and so does a flush that a batch would only delay.
 func (c *conn) collect(r *request) {
-	if c.srv.submitter == nil {
+	if c.srv.submitter == nil || r.Op == block.OpFlush && c.alone() {
 		c.dispatch(r)
 		return
 	}
