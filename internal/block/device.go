@@ -119,3 +119,25 @@ func Check(off, n, size int64) error {
 	}
 	return nil
 }
+
+// WritebackStarter is implemented by devices whose Flush has less to wait for when it was told before what will have to be on the medium.
+type WritebackStarter interface {
+	StartWriteback(off, n int64)
+}
+
+// StartWriteback hints that what was written to the range should be on its way to the medium. It guarantees nothing.
+func StartWriteback(d Device, off, n int64) {
+	if w, ok := d.(WritebackStarter); ok && n > 0 {
+		w.StartWriteback(off, n)
+	}
+}
+
+// IsHole reports whether d knows that the whole range is not allocated, and so reads as zeroes.
+func IsHole(d Device, off, n int64) bool {
+	m, ok := d.(ExtentMapper)
+	if !ok {
+		return false
+	}
+	list, err := m.Extents(off, n, 1)
+	return err == nil && len(list) > 0 && list[0].Hole && list[0].Len >= n
+}

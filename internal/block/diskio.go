@@ -133,8 +133,7 @@ func fdatasync(fd int) error {
 	}
 }
 
-// StartWriteback is a hint that the range should be on its way to the medium before the next Flush, so that the Flush has less to wait for.
-// It guarantees nothing.
+// StartWriteback implements WritebackStarter.
 func (d *Disk) StartWriteback(off, n int64) {
 	_ = d.call("start write-back", func(fd int) error { // an error of the medium shows up in Flush
 		return unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)

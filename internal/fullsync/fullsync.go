@@ -21,6 +21,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"mars/internal/history"
 )
@@ -111,6 +114,26 @@ func unitSum(p []byte) digest {
 		return zeroUnitSum // comparing is faster than hashing, and empty volumes are frequent
 	}
 	return sum(p)
+}
+
+// sums returns the digest of every unit of p, one after the other; as of computes it, on all cores.
+func sums(p []byte, of func(i int, unit []byte) digest) []byte {
+	n := int(units(int64(len(p))))
+	out := make([]byte, n*digestSize)
+	var next atomic.Int32
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+			d := of(i, p[i*unitSize:min((i+1)*unitSize, len(p))])
+			copy(out[i*digestSize:], d[:])
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), n) - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	return out
 }
 
 func isZero(p []byte) bool { return bytes.Equal(p, zeroUnit[:len(p)]) }

@@ -1,6 +1,7 @@
 package fullsync
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -131,21 +132,26 @@ func (s *Session) ask(disk block.Device, r Range) error {
 	for off := r.Off; off < r.Off+r.Len; off += chunkSize {
 		p := data[:min(chunkSize, r.Off+r.Len-off)]
 		c := compare{off: off, n: int64(len(p)), reflected: r.Reflected}
-		readErr := disk.ReadAt(p, off)
-		each(p, unitSize, func(_ int, unit []byte) error {
-			var d digest // an unreadable sector is one more thing to repair: its unit equals nothing
-			if readErr == nil {
-				d = unitSum(unit)
-			}
-			c.digests = append(c.digests, d[:]...)
-			return nil
-		})
+		c.digests = digestsAt(disk, p, off)
 		if err := errors.Join(s.conn.WriteFrame(frameCompare, c.encode()), s.conn.Flush()); err != nil {
 			return err
 		}
 		s.chunks = append(s.chunks, chunk{off, int64(len(p))})
 	}
 	return nil
+}
+
+// digestsAt returns the digests of the units at off; p is a buffer for what they cover. An unreadable sector is one more thing to repair: then no
+// unit equals anything.
+func digestsAt(disk block.Device, p []byte, off int64) []byte {
+	size := digestSize * int(units(int64(len(p))))
+	switch {
+	case len(p)%unitSize == 0 && block.IsHole(disk, off, int64(len(p))):
+		return bytes.Repeat(zeroUnitSum[:], size/digestSize)
+	case disk.ReadAt(p, off) != nil:
+		return make([]byte, size)
+	}
+	return sums(p, func(_ int, unit []byte) digest { return unitSum(unit) })
 }
 
 type chunk struct{ off, n int64 }
@@ -158,6 +164,7 @@ func (s *Session) units(disk block.Device, payload []byte, c chunk) ([]want, err
 	}
 	codes, rest := payload[:n], payload[n:]
 	var wants []want
+	var r run
 	for i, code := range codes {
 		off := c.off + int64(i)*unitSize
 		size := min(unitSize, c.off+c.n-off)
@@ -165,16 +172,49 @@ func (s *Session) units(disk block.Device, payload []byte, c chunk) ([]want, err
 		if int64(len(rest)) < need || code > unitDigests {
 			return nil, fmt.Errorf("sync answer for %d bytes at %d is malformed", size, off)
 		}
-		w, err := s.unit(disk, code, unitAnswer{off: off, n: size, body: rest[:need]})
+		a := unitAnswer{off: off, n: size, body: rest[:need]}
+		rest = rest[need:]
+		if code == unitData {
+			r.add(a)
+			continue
+		}
+		if err := s.write(disk, &r); err != nil {
+			return nil, err
+		}
+		w, err := s.unit(disk, code, a)
 		if err != nil {
 			return nil, err
 		}
 		if w != nil {
 			wants = append(wants, *w)
 		}
-		rest = rest[need:]
 	}
-	return wants, nil
+	err := s.write(disk, &r)
+	block.StartWriteback(disk, c.off, c.n)
+	return wants, err
+}
+
+// run is a row of units that have travelled whole, to be written in one go. They are neighbours in the answer, too.
+type run struct {
+	off  int64
+	body []byte
+}
+
+func (r *run) add(a unitAnswer) {
+	if len(r.body) == 0 {
+		*r = run{a.off, a.body[:0]}
+	}
+	r.body = r.body[:len(r.body)+len(a.body)]
+}
+
+func (s *Session) write(disk block.Device, r *run) error {
+	if len(r.body) == 0 {
+		return nil
+	}
+	s.Received += int64(len(r.body))
+	err := disk.WriteAt(r.body, r.off, 0)
+	*r = run{}
+	return err
 }
 
 type unitAnswer struct {
@@ -186,9 +226,6 @@ func (s *Session) unit(disk block.Device, code byte, a unitAnswer) (*want, error
 	switch code {
 	case unitZero:
 		return nil, disk.Discard(a.off, a.n, 0)
-	case unitData:
-		s.Received += a.n
-		return nil, disk.WriteAt(a.body, a.off, 0)
 	case unitDigests:
 		w, err := differing(disk, a)
 		if err != nil || w.bits == 0 {

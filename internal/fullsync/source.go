@@ -131,16 +131,26 @@ func (s *Server) compare(payload []byte) error {
 	}
 	n := int(units(c.n))
 	s.out = append(s.out[:0], make([]byte, n)...)
+	mine := sums(data, func(i int, unit []byte) digest { return sumAgainst(unit, digest(c.digests[i*digestSize:])) })
 	each(data, unitSize, func(i int, unit []byte) error {
-		s.out[i] = s.unit(unit, digest(c.digests[i*digestSize:]))
+		at := i * digestSize
+		s.out[i] = s.unit(unit, digest(mine[at:]), digest(c.digests[at:]))
 		return nil
 	})
 	return errors.Join(s.conn.WriteFrame(frameUnits, s.out), s.conn.Flush())
 }
 
+// sumAgainst is unitSum, but does not hash what differs anyway: data where the target has nothing.
+func sumAgainst(unit []byte, theirs digest) digest {
+	if theirs == zeroUnitSum && len(unit) == unitSize && !isZero(unit) {
+		return digest{}
+	}
+	return unitSum(unit)
+}
+
 // unit appends what the target needs of a unit to s.out and returns its code.
-func (s *Server) unit(unit []byte, theirs digest) byte {
-	switch mine := unitSum(unit); {
+func (s *Server) unit(unit []byte, mine, theirs digest) byte {
+	switch {
 	case mine == theirs:
 		return unitSame
 	case isZero(unit):

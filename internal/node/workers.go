@@ -111,7 +111,11 @@ const (
 	keepsUp        = 16 << 20    // bytes of log that wait for replay; with more there is no gap
 	retryAfter     = time.Second // after an error
 	housekeepEvery = time.Second
-	copyStep       = 64 << 20 // bytes of disk that a sync copies between two replays
+	// What is written in large runs is seldom overwritten soon, and its log is best written again while it is cached.
+	largeRun   = 128 << 10
+	largeLimit = 256 << 20
+
+	copyStep = 64 << 20 // bytes of disk that a sync copies between two replays
 )
 
 // move is the mover's goroutine. It ends with rep.ctx.
@@ -172,7 +176,7 @@ func (rep *replica) writebackDue() bool {
 	if end := rep.vol.Log().End(); end != m.end {
 		m.end, m.quiet = end, now
 	}
-	waiting := rep.vol.Backlog()
+	waiting, run := rep.vol.Backlog()
 	if waiting == 0 {
 		m.dirty = time.Time{}
 		return true // saves the checkpoint
@@ -180,7 +184,11 @@ func (rep *replica) writebackDue() bool {
 	if m.dirty.IsZero() {
 		m.dirty = now
 	}
-	due := waiting > rep.r.n.cfg.WritebackLimitBytes/2 || rep.r.n.store.tight() || now.Sub(m.dirty) > writebackAge || now.Sub(m.quiet) > writebackIdle
+	limit := rep.r.n.cfg.WritebackLimitBytes / 2
+	if run >= largeRun {
+		limit = min(limit, largeLimit)
+	}
+	due := waiting > limit || rep.r.n.store.tight() || now.Sub(m.dirty) > writebackAge || now.Sub(m.quiet) > writebackIdle
 	if due {
 		m.dirty = now
 	}

@@ -85,8 +85,10 @@ func Extent(h *translog.Header, data history.LSN) (extent.Extent, bool) {
 	return e, e.Len > 0
 }
 
-// maxWrite is the largest single write to the disk in bytes.
-const maxWrite = 1 << 20
+const (
+	maxWrite      = 1 << 20 // the largest single write to the disk in bytes
+	writebackStep = 8 << 20 // bytes after which write-back begins
+)
 
 // Write applies the window to disk. It does not flush.
 func (w *Window) Write(log *translog.Log, disk block.Device) error {
@@ -114,6 +116,10 @@ type writer struct {
 	buf  []byte
 	off  int64 // of buf
 	n    int   // bytes of buf in use
+
+	// The disk is told now and then to begin with what it has got, so that the flush at the end has less to wait for.
+	begun   int64 // offset up to which it was told
+	written int64 // bytes since
 }
 
 func (wr *writer) put(e extent.Extent) error {
@@ -156,6 +162,12 @@ func (wr *writer) flushRun() error {
 	err := wr.disk.WriteAt(wr.buf[:wr.n], wr.off, 0)
 	if err != nil {
 		return fmt.Errorf("write disk at %d: %w", wr.off, err)
+	}
+	wr.written += int64(wr.n)
+	if wr.written >= writebackStep {
+		end := wr.off + int64(wr.n)
+		block.StartWriteback(wr.disk, wr.begun, end-wr.begun)
+		wr.begun, wr.written = end, 0
 	}
 	wr.n = 0
 	return nil

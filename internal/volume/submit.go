@@ -172,18 +172,24 @@ const maxExtents = 1 << 19
 
 // backlog returns how much of WritebackLimit is in use, in bytes. An index of many small runs counts for more than its log. v.mu is held.
 func (v *Volume) backlog() int64 {
+	return max(int64(v.indexed.LSN-v.st.Applied.End), int64(float64(v.cfg.WritebackLimit)*float64(v.extents())/maxExtents))
+}
+
+// Backlog returns how much of the primary's WritebackLimit is in use, in bytes, and how long the runs of blocks are on average that wait to be
+// written back.
+func (v *Volume) Backlog() (used, run int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.backlog(), int64(v.indexed.LSN-v.st.Applied.End) / int64(max(1, v.extents()))
+}
+
+// extents is the size of the index. v.mu is held.
+func (v *Volume) extents() int {
 	n := v.cur.Len()
 	if v.frozen != nil {
 		n += v.frozen.Len()
 	}
-	return max(int64(v.indexed.LSN-v.st.Applied.End), int64(float64(v.cfg.WritebackLimit)*float64(n)/maxExtents))
-}
-
-// Backlog returns how much of the primary's WritebackLimit is in use, in bytes.
-func (v *Volume) Backlog() int64 {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.backlog()
+	return n
 }
 
 func (v *Volume) pause(d time.Duration) {
