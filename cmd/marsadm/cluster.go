@@ -94,19 +94,22 @@ func (a *app) readToken(flag string) (string, error) {
 }
 
 func (a *app) leaveCluster() *cobra.Command {
+	var host string
 	var force bool
 	cmd := &cobra.Command{
 		Use: "leave-cluster", GroupID: groupCluster, Args: takes(),
-		Short: "End this node's membership in its cluster",
+		Short: "End the membership of this node in its cluster, or of a dead one",
 		Long: `End this node's membership in its cluster. The other members forget it and refuse it from then on.
 
 Refused while this node has a replica of a resource (see leave-resource), and while no other member can be told; --force leaves
-without telling.`,
-		Example: "  marsadm leave-cluster",
+without telling. With --host X --force it acts for a node X that is dead and cannot leave itself; X is refused by the others when it
+comes back and has to join again.`,
+		Example: "  marsadm leave-cluster\n  marsadm leave-cluster --host node-b --force",
 		RunE: a.runs(func(ctx context.Context, _ []string) error {
-			return a.do(ctx, control.Command{Verb: control.VerbLeaveCluster, Force: force})
+			return a.do(ctx, control.Command{Verb: control.VerbLeaveCluster, Host: host, Force: force})
 		}),
 	}
+	cmd.Flags().StringVar(&host, "host", "", "`NODE` that is dead and whose membership is ended; needs --force")
 	cmd.Flags().BoolVar(&force, "force", false, "leave even if no other member can be told")
 	return cmd
 }

@@ -25,6 +25,7 @@ func TestEveryCommandLineBecomesItsCommand(t *testing.T) {
 		"join-cluster --token=- [::1]:7777":             {Verb: control.VerbJoinCluster, Peer: "[::1]:7777", Token: "secret-token"},
 		"leave-cluster":                                 {Verb: control.VerbLeaveCluster},
 		"leave-cluster --force":                         {Verb: control.VerbLeaveCluster, Force: true},
+		"leave-cluster --host dead --force":             {Verb: control.VerbLeaveCluster, Host: "dead", Force: true},
 		"create-resource r /dev/vg/r":                   {Verb: control.VerbCreateResource, Resource: "r", Disk: "/dev/vg/r"},
 		"create-resource r /dev/vg/../vg/r --size 1.5G": {Verb: control.VerbCreateResource, Resource: "r", Disk: "/dev/vg/r", Size: 3 << 29},
 		"join-resource r /dev/vg/r":                     {Verb: control.VerbJoinResource, Resource: "r", Disk: "/dev/vg/r"},

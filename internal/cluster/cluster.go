@@ -79,6 +79,8 @@ type Config struct {
 	DSCP map[transport.Class]int
 	// Bounds limits the metadata as a whole.
 	Bounds meta.Bounds
+	// KeepDeleted names keys, besides those of the nodes, whose deletion is remembered for ever; default none.
+	KeepDeleted func(key string) bool
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -99,6 +101,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Network == nil {
 		c.Network = transport.TCP{}
+	}
+	if c.KeepDeleted == nil {
+		c.KeepDeleted = func(string) bool { return false }
 	}
 	return c, nil
 }
@@ -152,7 +157,7 @@ func (c *Cluster) resume(id *identity.Identity) error {
 	if err != nil {
 		return err
 	}
-	store, err := c.openStore(id.Node())
+	store, err := c.openStore(id.Node(), true)
 	if err != nil {
 		return errors.Join(err, at.ln.Close())
 	}
@@ -261,10 +266,18 @@ func advertised(configured, actual string) (string, error) {
 	return adv, nil
 }
 
-func (c *Cluster) openStore(node string) (*meta.Store, error) {
+// openStore opens the metadata. A member has some: should they be gone, the replicas here would be taken for those of former memberships.
+func (c *Cluster) openStore(node string, member bool) (*meta.Store, error) {
 	return meta.Open(filepath.Join(c.cfg.Dir, storeFile), meta.Options{
-		Node: node, Now: c.cfg.Now, Log: c.cfg.Log, Bounds: c.cfg.Bounds, Notifier: &c.notifier, KeepTombstone: isNodeKey,
+		Node: node, Existing: member, Now: c.cfg.Now, Log: c.cfg.Log, Bounds: c.cfg.Bounds, Notifier: &c.notifier,
+		TrustClock:    c.trustClock,
+		KeepTombstone: func(key string) bool { return isNodeKey(key) || c.cfg.KeepDeleted(key) },
 	})
+}
+
+func (c *Cluster) trustClock() bool {
+	m, err := c.current()
+	return err == nil && m.trustClock()
 }
 
 func (c *Cluster) removeStore() error {
@@ -291,6 +304,16 @@ func (c *Cluster) Get(key string) (value []byte, stamp lamport.Stamp, ok bool) {
 		return nil, lamport.Stamp{}, false
 	}
 	return m.store.Get(key)
+}
+
+// Deleted tells whether key was there once and was deleted.
+func (c *Cluster) Deleted(key string) bool {
+	m, err := c.current()
+	if err != nil {
+		return false
+	}
+	e, ok := m.store.Entry(key)
+	return ok && e.Deleted
 }
 
 // List returns the entries whose keys begin with prefix, sorted by key. Their values must not be modified.

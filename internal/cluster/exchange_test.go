@@ -148,6 +148,25 @@ func TestFarFutureIsRefused(t *testing.T) {
 	sees(t, a, "poison", "x")
 }
 
+// The only node of a cluster has nobody to ask. When its clock is right again it lets newcomers in, who would refuse what it has stamped.
+func TestFarFutureOfTheOnlyNode(t *testing.T) {
+	w := newWorld(t)
+	a := w.cluster("a")[0]
+	must(t, a.Close())
+	cfg := a.cfg
+	cfg.Now = func() time.Time { return time.Now().Add(10 * 365 * 24 * time.Hour) }
+	a = w.open(cfg)
+	must(t, a.Put("late", []byte("x")))
+	must(t, a.Close())
+	cfg.Now = time.Now
+	a = w.open(cfg)
+	tok, err := a.IssueToken(time.Hour)
+	must(t, err)
+	b := w.open(w.config("b"))
+	must(t, b.Join(t.Context(), "", tok))
+	sees(t, b, "late", "x")
+}
+
 func TestRestartContinues(t *testing.T) {
 	w := newWorld(t)
 	all := w.cluster("a", "b")

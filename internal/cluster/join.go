@@ -57,7 +57,7 @@ func (c *Cluster) freshStore(node string) (*meta.Store, error) {
 	if err := c.removeStore(); err != nil {
 		return nil, err
 	}
-	return c.openStore(node)
+	return c.openStore(node, false)
 }
 
 // Join makes this host a member of the cluster that issued token. The address is that of the member that issued it; empty means the one in the

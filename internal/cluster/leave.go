@@ -93,11 +93,8 @@ func (c *Cluster) RemoveNode(nameOrID string) error {
 	if err != nil {
 		return fmt.Errorf("remove node: %w", err)
 	}
-	if n.ID == m.id.Node() {
-		return fmt.Errorf("remove node %s: %w: it is this one: use leave-cluster", n.Name, ErrNodeAlive)
-	}
-	if n.Alive {
-		return fmt.Errorf("remove node %s: %w: use leave-cluster there, or stop it", n.Name, ErrNodeAlive)
+	if err := MayRemove(n, m.id.Node()); err != nil {
+		return err
 	}
 	return m.store.Batch(m.removal(n.ID))
 }

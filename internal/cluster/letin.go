@@ -85,6 +85,7 @@ func (m *member) letInOne(ctx context.Context, conn *transport.Conn, ask joinAsk
 
 // decide checks a newcomer, uses up its token, and makes it a (pending) member. What can be refused is refused before the token is spent.
 func (m *member) decide(ask joinAsk) (id string, grant identity.Grant, err error) {
+	m.amend() // if this node is the only one, nobody has said so yet
 	now := m.c.cfg.Now()
 	secret, err := identity.SecretOf(ask.Secret)
 	if err != nil {
@@ -119,18 +120,12 @@ func (m *member) decide(ask joinAsk) (id string, grant identity.Grant, err error
 	return id, grant, m.store.Batch(append(changes, meta.Change{Key: nodeKey(id), Value: rec.encode()}))
 }
 
-// makeRoom refuses a name that is in use. A node of that name whose join has not come to its end, and which is not there, is replaced.
+// makeRoom removes what stands in the way of a newcomer, or says why it must not.
 func (m *member) makeRoom(name string) ([]meta.Change, error) {
+	replaced, err := MakeRoom(m.nodes(), name)
 	var changes []meta.Change
-	for _, n := range m.nodes() {
-		switch {
-		case n.Name != name:
-		case n.Pending && !n.Alive:
-			changes = append(changes, m.removal(n.ID)...)
-		default:
-			return nil, fmt.Errorf("%w: %s is the name of a member at %s: choose another name, or remove that node first if it is gone for good",
-				ErrNameTaken, name, n.Addr)
-		}
+	for _, id := range replaced {
+		changes = append(changes, m.removal(id)...)
 	}
-	return changes, nil
+	return changes, err
 }

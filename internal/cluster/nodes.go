@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"mars/internal/identity"
 	"mars/internal/meta"
 )
 
@@ -105,22 +104,11 @@ func (m *member) isMember(id string) bool {
 }
 
 // records returns all members; records that cannot be read are left out, and explained in bad.
-func (m *member) records() (all map[string]record, bad []error) {
-	all = map[string]record{}
-	for _, e := range m.store.List(nodePrefix) {
-		if !isNodeKey(e.Key) {
-			continue
-		}
-		id := strings.TrimPrefix(e.Key, nodePrefix)
-		r, err := decodeRecord(e.Value)
-		if err == nil {
-			err = identity.CheckID(id)
-		}
-		if err != nil {
-			bad = append(bad, fmt.Errorf("%s: %w", e.Key, err))
-			continue
-		}
-		all[id] = r
+func (m *member) records() (map[string]record, []error) {
+	all := map[string]record{}
+	nodes, bad := Roster(m.store.List(nodePrefix))
+	for _, n := range nodes {
+		all[n.ID] = record{Name: n.Name, Addr: n.Addr, Pending: n.Pending}
 	}
 	return all, bad
 }
@@ -221,9 +209,5 @@ func (m *member) publishSelf() error {
 
 // removal deletes everything that a node has published about itself.
 func (m *member) removal(id string) []meta.Change {
-	changes := []meta.Change{{Key: nodeKey(id), Delete: true}}
-	for _, e := range m.store.List(nodeKey(id) + "/") {
-		changes = append(changes, meta.Change{Key: e.Key, Delete: true})
-	}
-	return changes
+	return Removal(id, m.store.List(nodeKey(id)+"/"))
 }

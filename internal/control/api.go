@@ -16,7 +16,7 @@ type Command struct {
 	Resource  string        `json:"resource,omitempty"`
 	Disk      string        `json:"disk,omitempty"`
 	Size      int64         `json:"size,omitempty"`
-	Host      string        `json:"host,omitempty"` // another node on whose behalf the command acts (leave-resource --host)
+	Host      string        `json:"host,omitempty"` // another node on whose behalf the command acts (leave-resource, leave-cluster --host)
 	Force     bool          `json:"force,omitempty"`
 	Peer      string        `json:"peer,omitempty"`      // HOST:PORT for join-cluster
 	Token     string        `json:"token,omitempty"`     // for join-cluster

@@ -80,7 +80,7 @@ var specs = map[string]spec{
 	VerbCreateCluster:  {},
 	VerbJoinToken:      {takes: fieldTTL},
 	VerbJoinCluster:    {needs: fieldPeer | fieldToken},
-	VerbLeaveCluster:   {takes: fieldForce},
+	VerbLeaveCluster:   {takes: fieldHost | fieldForce},
 	VerbCreateResource: {needs: fieldResource | fieldDisk, takes: fieldSize},
 	VerbJoinResource:   {needs: fieldResource | fieldDisk},
 	VerbLeaveResource:  {needs: fieldResource, takes: fieldHost | fieldForce},

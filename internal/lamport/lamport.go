@@ -78,6 +78,18 @@ func Check(s Stamp, now time.Time) error {
 	return nil
 }
 
+// earliest is before the first release: a clock that stands behind it has never been set.
+var earliest = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Agree tells whether two wall clocks, read at the same time on two nodes, confirm each other: neither would soon refuse the other one's stamps.
+func Agree(a, b time.Time) bool {
+	const most = MaxAhead / 2
+	return Plausible(a) && Plausible(b) && !a.Add(most).Before(b) && !b.Add(most).Before(a)
+}
+
+// Plausible tells whether a wall clock was ever set.
+func Plausible(now time.Time) bool { return !now.Before(earliest) }
+
 // Next returns the time to use after last when the wall clock shows now.
 func Next(last int64, now time.Time) int64 { return max(last+1, now.UnixNano()) }
 

@@ -114,3 +114,15 @@ func TestConcurrentStampsAreDistinct(t *testing.T) {
 		seen[v] = true
 	}
 }
+
+func TestAgree(t *testing.T) {
+	t0 := earliest.AddDate(1, 0, 0)
+	for ahead, want := range map[time.Duration]bool{0: true, MaxAhead / 2: true, MaxAhead/2 + 1: false, 100 * MaxAhead: false} {
+		if Agree(t0, t0.Add(ahead)) != want || Agree(t0.Add(ahead), t0) != want {
+			t.Errorf("%s apart: want %v", ahead, want)
+		}
+	}
+	if never := time.Unix(0, 0); Agree(never, never) {
+		t.Error("two clocks that were never set agree")
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -30,6 +31,8 @@ type Options struct {
 	Now func() time.Time
 	// Log gets what no caller can be told.
 	Log *slog.Logger
+	// Existing says that the file must be there: it is an error, ErrDamaged, when it is not, and not an empty store.
+	Existing bool
 	// Bounds limits the whole tree.
 	Bounds Bounds
 	// FlushEvery is how long a volatile or received change may stay in memory only; default 2 s.
@@ -38,8 +41,12 @@ type Options struct {
 	TombstoneAge time.Duration
 	// KeepTombstone names keys whose deletion is remembered for ever; default none.
 	KeepTombstone func(key string) bool
+	// TrustClock tells whether the wall clock is believed to be right, so that what is old by it may be forgotten for ever; default always.
+	TrustClock func() bool
 	// Notifier is signalled after each change; default one that only Watch uses.
 	Notifier *Notifier
+
+	openFile func(string, int, os.FileMode) (*os.File, error) // nil: os.OpenFile
 }
 
 func (o Options) withDefaults() Options {
@@ -54,6 +61,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.KeepTombstone == nil {
 		o.KeepTombstone = func(string) bool { return false }
+	}
+	if o.TrustClock == nil {
+		o.TrustClock = func() bool { return true }
 	}
 	if o.Notifier == nil {
 		o.Notifier = &Notifier{}
@@ -95,7 +105,7 @@ type Change struct {
 // Open opens or creates the store in the file path. It fails if another process has it open.
 func Open(path string, opts Options) (*Store, error) {
 	opts = opts.withDefaults()
-	d, err := openDisk(path)
+	d, err := openDisk(path, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -291,6 +301,20 @@ func (s *Store) applyVolatile(e Entry) (changed bool, err error) {
 	return changed, err
 }
 
+// AmendTree is what Amend does to the tree and the clock of node; it returns what it has changed.
+func AmendTree(t *Tree, c *lamport.Clock, node string, now time.Time) []Entry {
+	late, rest := t.After(now.Add(lamport.MaxAhead).UnixNano())
+	c.PutBack(rest)
+	for i, e := range late {
+		late[i].Stamp = lamport.Stamp{Time: yields, Node: e.Stamp.Node}
+		if e.Stamp.Node == node {
+			late[i].Stamp = c.Next()
+		}
+	}
+	t.Restamp(late)
+	return late
+}
+
 // Import takes the whole content of another node into this store, durably. It is all or nothing.
 func (s *Store) Import(entries []Entry) error {
 	for _, e := range entries {
@@ -323,16 +347,10 @@ const yields = 1
 // changes there were, and they are on disk when the error is nil. If there is a crash before that they have their old stamps again.
 func (s *Store) Amend() (amended int, err error) {
 	s.mu.Lock()
-	late, rest := s.mu.tree.After(s.opts.Now().Add(lamport.MaxAhead).UnixNano())
-	s.clock.PutBack(rest)
-	for i, e := range late {
-		late[i].Stamp = lamport.Stamp{Time: yields, Node: e.Stamp.Node}
-		if e.Stamp.Node == s.opts.Node {
-			late[i].Stamp = s.clock.Next()
-		}
+	late := AmendTree(s.mu.tree, s.clock, s.opts.Node, s.opts.Now())
+	for _, e := range late {
 		s.mu.dirty[e.Key] = struct{}{}
 	}
-	s.mu.tree.Restamp(late)
 	s.mu.Unlock()
 	if len(late) > 0 {
 		s.opts.Notifier.Notify()

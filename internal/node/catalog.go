@@ -20,7 +20,7 @@ import (
 //	switch/NODE    resource.Switches: wishes
 //	facts/NODE     resource.Facts: written by NODE only, volatile
 //	former/NODE    resource.Former: written by NODE only, before it throws a log away; it outlives the membership
-const resourcePrefix = "resource/"
+const resourcePrefix = resource.Prefix
 
 // memberRecord is a replica as it was created or joined.
 type memberRecord struct {
@@ -44,9 +44,7 @@ type entry struct {
 // catalog is all resources by id.
 type catalog map[string]entry
 
-func key(id string, parts ...string) string {
-	return resourcePrefix + id + "/" + strings.Join(parts, "/")
-}
+func key(id string, parts ...string) string { return resource.Key(id, parts...) }
 
 // catalog reads all resources from the metadata. What cannot be read is left out: a newer node may have written it.
 func (n *Node) catalog() catalog {

@@ -219,6 +219,9 @@ func (r *runner) timedOut(ctx context.Context, in resource.Input, p resource.Pla
 }
 
 func (n *Node) leaveCluster(ctx context.Context, c control.Command) (control.Result, error) {
+	if c.Host != "" {
+		return n.removeNode(c.Host)
+	}
 	self := n.self()
 	for _, e := range n.catalog() {
 		if e.members[self] != nil && !n.cluster.Evicted() {
@@ -227,4 +230,18 @@ func (n *Node) leaveCluster(ctx context.Context, c control.Command) (control.Res
 	}
 	err := n.cluster.Leave(ctx, cluster.LeaveOptions{Force: c.Force})
 	return say("node %s is in no cluster any more", n.cfg.Name), err
+}
+
+// removeNode ends the membership of a node that is gone for good, so that its name is free again.
+func (n *Node) removeNode(host string) (control.Result, error) {
+	info, err := n.cluster.Node(host)
+	if err != nil {
+		return control.Result{}, err
+	}
+	for _, e := range n.catalog() {
+		if e.members[info.ID] != nil {
+			return control.Result{}, fmt.Errorf("node %s is still a member of resource %s; `marsadm leave-resource %s --host %s --force` first", info.Name, e.name, e.name, info.Name)
+		}
+	}
+	return say("node %s is removed from the cluster; should it come back, it is refused and has to join again", info.Name), n.cluster.RemoveNode(info.ID)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"mars/internal/block"
@@ -98,8 +99,8 @@ func (n *Node) joinResource(ctx context.Context, e entry, c control.Command) (co
 	if err := disk.Close(); err != nil {
 		return control.Result{}, err
 	}
-	if need := e.size(); have < need {
-		return control.Result{}, fmt.Errorf("join-resource %s: disk %s has %d bytes, the resource needs %d; enlarge it", e.name, c.Disk, have, need)
+	if err := resource.MayJoin(n.members(e), have); err != nil {
+		return control.Result{}, fmt.Errorf("join-resource %s: disk %s: %w", e.name, c.Disk, n.named(e, err))
 	}
 	path, err := filepath.Abs(c.Disk)
 	if err != nil {
@@ -121,13 +122,26 @@ func (n *Node) joinResource(ctx context.Context, e entry, c control.Command) (co
 	return say("node %s has joined resource %s; the replica is being filled", n.cfg.Name, e.name), err
 }
 
-// size returns the largest size that a member has told.
-func (e *entry) size() int64 {
-	var size int64
-	for _, f := range e.facts {
-		size = max(size, f.Size)
+// members are all members of a resource as known here.
+func (n *Node) members(e entry) []resource.Peer {
+	var all []resource.Peer
+	for node := range e.members {
+		p := resource.Peer{Node: node, Facts: e.facts[node]}
+		if info, err := n.cluster.Node(node); err == nil {
+			p.Alive = info.Alive
+		}
+		all = append(all, p)
 	}
-	return size
+	resource.SortPeers(all)
+	return all
+}
+
+// named puts names into what package resource says about the members.
+func (n *Node) named(e entry, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.ReplaceAll(n.withNames(err.Error(), resource.Input{Peers: n.members(e)}), "RES", e.name))
 }
 
 // awaitRunner waits until the watcher has started the runner of a resource.
@@ -160,23 +174,18 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 			return control.Result{}, err
 		}
 		node = info.ID
-		if info.Alive && node != n.self() {
-			return control.Result{}, fmt.Errorf("node %s is alive; run `marsadm leave-resource %s` there", c.Host, e.name)
-		}
 	}
 	if e.members[node] == nil {
 		return control.Result{}, fmt.Errorf("node %s is no member of resource %s", n.nodeName(node), e.name)
 	}
-	changes := []meta.Change{
-		{Key: key(e.id, "member", node), Delete: true},
-		{Key: key(e.id, "switch", node), Delete: true},
-		{Key: key(e.id, "facts", node), Delete: true},
+	if node != n.self() {
+		if err := resource.MayRemove(n.members(e), node); err != nil {
+			return control.Result{}, n.named(e, err)
+		}
 	}
+	changes := resource.Removal(e.id, node, e.designated)
 	if node == n.self() {
 		changes = append(changes, n.formerFacts(e)...) // should the log not be readable when it is removed
-	}
-	if e.designated == node {
-		changes = append(changes, meta.Change{Key: key(e.id, "primary"), Value: encode("")})
 	}
 	var err error
 	if node == n.self() {
@@ -255,13 +264,8 @@ func (n *Node) awaitGone(ctx context.Context, id, node string) error {
 
 // deleteResource deletes a resource everywhere. The disks keep their content.
 func (n *Node) deleteResource(ctx context.Context, e entry, c control.Command) (control.Result, error) {
-	for node, f := range e.facts {
-		if f.Writable && !c.Force {
-			return control.Result{}, fmt.Errorf("resource %s has a primary, node %s; `marsadm secondary %s` there first, or --force", e.name, n.nodeName(node), e.name)
-		}
-		if len(f.Users) > 0 && e.members[node] != nil {
-			return control.Result{}, fmt.Errorf("the device of resource %s on node %s is in use: %s", e.name, n.nodeName(node), f.Users[0])
-		}
+	if err := resource.MayDelete(n.members(e), c.Force); err != nil {
+		return control.Result{}, n.named(e, err)
 	}
 	var changes []meta.Change
 	for _, m := range n.cluster.List(resourcePrefix + e.id + "/") {

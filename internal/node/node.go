@@ -21,6 +21,8 @@ import (
 	"mars/internal/config"
 	"mars/internal/control"
 	"mars/internal/device/nbd"
+	"mars/internal/meta"
+	"mars/internal/resource"
 	"mars/internal/transport"
 	"mars/internal/vfs"
 )
@@ -74,7 +76,8 @@ func Open(cfg config.Config, log *slog.Logger) (*Node, error) {
 	if n.hub, err = openHub(cfg, log); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	n.cluster, err = cluster.Open(cluster.Config{Dir: filepath.Join(cfg.Dir, "cluster"), NodeName: cfg.Name, Listen: cfg.Listen, Advertise: cfg.Advertise, Log: log})
+	n.cluster, err = cluster.Open(cluster.Config{Dir: filepath.Join(cfg.Dir, "cluster"), NodeName: cfg.Name, Listen: cfg.Listen, Advertise: cfg.Advertise, Log: log,
+		KeepDeleted: resource.IsName})
 	if err != nil {
 		n.closeHub()
 		return nil, errors.Join(err, lock.Close())
@@ -140,6 +143,24 @@ func (n *Node) reconcile(now, before catalog) {
 		}
 	}
 	n.removeLeftovers()
+	n.forgetDeleted()
+}
+
+// forgetDeleted deletes what was written about a resource by somebody who did not know yet that it was deleted.
+func (n *Node) forgetDeleted() {
+	if n.cluster.ID() == "" || n.cluster.Evicted() {
+		return
+	}
+	var changes []meta.Change
+	for _, k := range resource.Leftovers(n.cluster.List(resourcePrefix), n.cluster.Deleted) {
+		changes = append(changes, meta.Change{Key: k, Delete: true})
+	}
+	if len(changes) == 0 {
+		return
+	}
+	if err := n.cluster.Batch(changes); err != nil {
+		n.log.Warn("cannot delete the rest of a deleted resource", "err", err)
+	}
 }
 
 func (n *Node) startRunner(id string) {

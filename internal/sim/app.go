@@ -33,6 +33,9 @@ func (a *app) deviceLost(n *node) { a.open[n.index] = false }
 // run goes on for ever: it opens devices that are shown, uses them, and closes them again.
 func (a *app) run() {
 	w := a.w
+	if w.gone(a.res) {
+		return
+	}
 	if w.phase == 1 {
 		for _, n := range w.nodes {
 			if r := n.reps[a.res.index]; n.up && r != nil && r.vol != nil && r.shown {

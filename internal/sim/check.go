@@ -144,7 +144,7 @@ func forcedApart(a, b *history.Path) bool {
 func (w *World) clone(r *replica, power bool) volume.Config {
 	n := r.n
 	w.stats.Clones++
-	fs, disk := n.fs.Clone(), n.disks[r.res.index].Clone()
+	fs, disk := n.fs.Clone(), n.disks[r.res.slot].Clone()
 	if power {
 		switch w.rng.check.IntN(3) {
 		case 0:
@@ -196,7 +196,7 @@ func (w *World) checkAhead(r *replica) {
 	fs := r.n.fs.Clone().CrashLosingAll()
 	fs.SetQuota(1 << 40)
 	c := r.config()
-	c.FS, c.Disk, c.Reserve, c.Pause = fs, r.n.disks[r.res.index].Clone().CrashKeepingAll(), nil, nil
+	c.FS, c.Disk, c.Reserve, c.Pause = fs, r.n.disks[r.res.slot].Clone().CrashKeepingAll(), nil, nil
 	c.Stamp = func() int64 { return 0 }
 	w.stats.Clones++
 	v, err := volume.Open(c)
@@ -415,12 +415,55 @@ func (w *World) watch() {
 		if used, most := n.logUsed(), w.logLimit+int64(len(w.resources))*w.biggestSegment(); used > most {
 			w.failf("I9", "%s: logs take %d bytes, the limit is %d", n.id, used, w.logLimit)
 		}
+		w.checkBounds(n)
 		for _, r := range n.reps {
 			if r != nil {
 				w.checkWaits(r)
 			}
 		}
 	}
+}
+
+// checkBounds (I9): what a node keeps in memory is bounded, whoever is dead, frozen or slow: frames for a peer, connections, metadata, and what of
+// the log a primary has in its index.
+func (w *World) checkBounds(n *node) {
+	open := 0
+	for _, e := range n.ends {
+		if e.closed {
+			continue
+		}
+		open++
+		if most := window + w.biggestFrame(); e.out.bytes > most {
+			w.failf("I9", "%s: %d bytes wait on a connection of class %s with %s, the bound is %d", n.id, e.out.bytes, e.class, e.peer.as, most)
+		}
+	}
+	if most := len(w.nodes) * (4 + 6*len(w.resources)); open > most {
+		w.failf("I9", "%s: has %d connections, the bound is %d", n.id, open, most)
+	}
+	ids := len(w.nodes)
+	for _, x := range w.nodes {
+		ids += x.joins
+	}
+	if most := (ids + 1) * (8 + 8*len(w.resources)); n.meta.tree.Len() > most {
+		w.failf("I9", "%s: has %d entries of metadata, the bound is %d", n.id, n.meta.tree.Len(), most)
+	}
+	for _, r := range n.reps {
+		if r != nil && r.vol != nil && r.vol.Status().Writable && r.vol.Backlog() > r.res.shape.writeback+overshoot {
+			w.failf("I9", "%s/%s: %d bytes of log are to be written back, the bound is %d", n.id, r.res.id, r.vol.Backlog(), r.res.shape.writeback)
+		}
+	}
+}
+
+// overshoot is how far a primary may get beyond its bound: the last batch that is let in.
+const overshoot = 512 << 10
+
+// biggestFrame bounds what is sent at once: a chunk of log, the digests or the content of a range of the disk, the whole metadata.
+func (w *World) biggestFrame() int {
+	most := int64(256 << 10)
+	for _, r := range w.resources {
+		most = max(most, int64(r.shape.chunk)+64<<10, 2*r.diskSize)
+	}
+	return int(most)
 }
 
 func (w *World) biggestSegment() int64 {

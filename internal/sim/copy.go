@@ -59,8 +59,7 @@ func (m *mover) dialCopy(from string) {
 
 // dialSync begins a session of which s takes the frames.
 func (n *node) dialSync(res *simResource, from string, pos *history.Position, s syncUser) {
-	src := n.w.node(from)
-	n.w.net.dial(n, src, "sync", func(e *end) bool { return src.serveSync(res, n, e) }, func(e *end, err error) {
+	n.dial(from, "sync", func(src *node, e *end) bool { return src.serveSync(res, e) }, func(e *end, err error) {
 		if err != nil {
 			s.failed(err)
 			return
@@ -274,12 +273,12 @@ func (p *probe) failed(err error) {
 }
 
 // serveSync lets a member copy the content.
-func (n *node) serveSync(res *simResource, peer *node, e *end) bool {
+func (n *node) serveSync(res *simResource, e *end) bool {
 	var srv *fullsync.Server
 	e.frames = func(kind byte, payload []byte) {
 		var err error
 		if srv == nil {
-			srv, err = n.openSync(res, peer, e, payload)
+			srv, err = n.openSync(res, e, payload)
 		} else {
 			err = srv.Frame(kind, payload)
 			n.w.afterSyncAnswer(n, res)
@@ -292,12 +291,12 @@ func (n *node) serveSync(res *simResource, peer *node, e *end) bool {
 }
 
 // openSync answers the first frame.
-func (n *node) openSync(res *simResource, peer *node, e *end, payload []byte) (*fullsync.Server, error) {
+func (n *node) openSync(res *simResource, e *end, payload []byte) (*fullsync.Server, error) {
 	req, err := fullsync.DecodeOpen(payload)
 	if err != nil {
 		return nil, err
 	}
-	r, err := n.servable(res, peer)
+	r, err := n.servable(res, e.peer.as)
 	if err != nil {
 		return nil, errors.Join(err, fullsync.Refuse(e, fullsync.CodeNotHere, err))
 	}
@@ -332,10 +331,10 @@ func syncReply(v *volume.Volume, req fullsync.OpenRequest) (rep fullsync.OpenRep
 }
 
 // servable finds the replica that a member may read.
-func (n *node) servable(res *simResource, peer *node) (*replica, error) {
+func (n *node) servable(res *simResource, peer string) (*replica, error) {
 	e := n.meta.find(res.id)
-	if e == nil || !e.members[peer.id] {
-		return nil, fmt.Errorf("node %s is no member of the resource, as far as %s knows", peer.id, n.id)
+	if e == nil || !e.members[peer] {
+		return nil, fmt.Errorf("node %s is no member of the resource, as far as %s knows", peer, n.id)
 	}
 	if err := n.meta.batch(); err != nil { // the membership must be known after a crash, too
 		return nil, err

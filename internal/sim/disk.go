@@ -57,7 +57,7 @@ func (d *simDisk) Flush() error {
 	}
 	if d.failed == nil {
 		d.failed = d.Disk.Flush()
-		d.r.n.sick[d.r.res.index] = d.r.n.sick[d.r.res.index] || d.failed != nil
+		d.r.n.sick[d.r.res.slot] = d.r.n.sick[d.r.res.slot] || d.failed != nil
 	}
 	return d.failed
 }

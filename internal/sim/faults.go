@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ func (w *World) plagues() {
 	w.plague("flap", 20*time.Second, w.flap)
 	w.plague("slow-net", 15*time.Second, w.slowNet)
 	w.plague("clock", 10*time.Second, w.moveClock)
+	w.plague("far-clock", 15*time.Second, w.loseClock)
 	w.plague("slow-disk", 15*time.Second, func(n *node) {
 		n.slow = between(w.rng.fault, time.Millisecond, 300*time.Millisecond)
 		w.logf("fault: operations of %s take %v", n.id, n.slow)
@@ -36,6 +38,9 @@ func (w *World) plagues() {
 	w.plague("bit-rot", 30*time.Second, w.rot)
 	w.plague("force", 18*time.Second, w.failover)
 	w.plague("log-full", 20*time.Second, w.fill)
+	w.plague("lifecycle", 25*time.Second, w.recreate)
+	w.plague("evict", 25*time.Second, w.evict)
+	w.plague("depart", 25*time.Second, w.depart)
 }
 
 // plague makes a fault strike some node about every so often, if the swarm has it.
@@ -110,12 +115,38 @@ func (w *World) moveClock(n *node) {
 	w.logf("fault: the clock of %s jumps by %v", n.id, d)
 }
 
+// loseClock sets a clock to another year, or just out of the time that others accept, and right again after a while. One at a time: two that are wrong
+// by the same weeks believe each other.
+func (w *World) loseClock(n *node) {
+	const day = 24 * time.Hour
+	if slices.ContainsFunc(w.nodes, func(x *node) bool { return x.far != 0 }) {
+		return
+	}
+	d := between(w.rng.fault, 31*day, 60*day)
+	if chance(w.rng.fault, 2) {
+		d = between(w.rng.fault, 60*day, 10_000*day)
+	}
+	if chance(w.rng.fault, 3) {
+		d = -d
+	}
+	n.far = d
+	w.logf("fault: the clock of %s is wrong by %v", n.id, d)
+	w.after(between(w.rng.fault, time.Second, 25*time.Second), func() { w.setClock(n) })
+}
+
+func (w *World) setClock(n *node) {
+	if n.far != 0 {
+		n.far = 0
+		w.logf("the clock of %s is right again", n.id)
+	}
+}
+
 func (w *World) failDisk(n *node) {
-	i := w.rng.fault.IntN(len(w.resources))
+	i := w.rng.fault.IntN(len(n.disks))
 	kind := blocktest.OpKind(1 + w.rng.fault.IntN(5))
 	n.disks[i].Inject(blocktest.Fault{Skip: w.rng.fault.IntN(10), Err: syscall.EIO, Drop: true,
 		Match: func(o blocktest.Op) bool { return n.quiet == 0 && o.Kind == kind }})
-	w.logf("fault: a %v on the disk of %s/%s will fail", kind, n.id, w.resources[i].id)
+	w.logf("fault: a %v on disk %d of %s will fail", kind, i, n.id)
 }
 
 func (w *World) failLog(n *node) {

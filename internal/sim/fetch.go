@@ -79,8 +79,7 @@ func (f *fetcher) dial(want string) {
 	n, res := r.n, r.res
 	s := &fetchSession{f: f, node: want}
 	f.sess = s
-	src := n.w.node(want)
-	n.w.net.dial(n, src, "log", func(e *end) bool { return src.serveLog(res, n, e) }, func(e *end, err error) {
+	n.dial(want, "log", func(src *node, e *end) bool { return src.serveLog(res, e) }, func(e *end, err error) {
 		if err != nil {
 			s.over(err)
 			return
@@ -183,7 +182,7 @@ type logSession struct {
 }
 
 // serveLog lets a member fetch the log.
-func (n *node) serveLog(res *simResource, peer *node, e *end) bool {
+func (n *node) serveLog(res *simResource, e *end) bool {
 	var s *logSession
 	e.ended = func(error) {
 		if s != nil {
@@ -199,7 +198,7 @@ func (n *node) serveLog(res *simResource, peer *node, e *end) bool {
 			e.close()
 			return
 		}
-		r, err := n.servable(res, peer)
+		r, err := n.servable(res, e.peer.as)
 		if err != nil {
 			ship.Refuse(e, ship.CodeNotHere, err)
 			e.close()

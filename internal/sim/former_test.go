@@ -83,7 +83,7 @@ func useTokenTwice(t *testing.T, w *World) {
 	})
 }
 
-// threeNodes is a cluster with one resource, whose first primary is the first node, without faults and operators.
+// threeNodes is a cluster with one resource, without faults and operators.
 func threeNodes(canary string) *World {
 	for seed := uint64(1); ; seed++ {
 		w := newWorld(Options{Seed: seed, Off: features, Canary: canary})
@@ -91,7 +91,7 @@ func threeNodes(canary string) *World {
 			continue
 		}
 		w.build()
-		for _, n := range w.nodes[1:] {
+		for _, n := range w.nodes { // the one that has made it refuses
 			w.after(12*time.Second, func() { w.issue(n, w.resources[0], "join-resource") })
 		}
 		return w

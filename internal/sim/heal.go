@@ -2,10 +2,12 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"mars/internal/history"
+	"mars/internal/lamport"
 	"mars/internal/resource"
 )
 
@@ -47,6 +49,7 @@ func (w *World) repair() {
 	w.logf("everything is repaired")
 	for _, n := range w.nodes {
 		n.opsTo, n.slow = -1, 0
+		w.setClock(n)
 		n.fs.SetQuota(1 << 40)
 		n.fs.ClearFaults()
 		for _, d := range n.disks {
@@ -74,10 +77,10 @@ func (w *World) repair() {
 
 // mustReopen: a log or a disk whose sync has failed stays so until it is opened again, and so does a log that could not be read.
 func (n *node) mustReopen() bool {
-	for i, r := range n.reps {
-		if n.sick[i] {
-			return true
-		}
+	if slices.Contains(n.sick, true) {
+		return true
+	}
+	for _, r := range n.reps {
 		if r == nil || r.vol == nil {
 			continue
 		}
@@ -116,10 +119,17 @@ func (w *World) converge(d time.Duration) bool {
 
 // converged returns what is not equal yet; empty when everything is.
 func (w *World) converged() string {
-	first := w.nodes[0].meta.tree.Digest()
+	ref := w.ref()
+	if ref == nil {
+		return ""
+	}
+	first := ref.meta.tree.Digest()
 	for _, n := range w.nodes {
 		if !n.up {
 			return n.id + " is down"
+		}
+		if !w.inside(n) {
+			continue
 		}
 		if n.meta.tree.Digest() != first {
 			return n.id + " has other metadata"
@@ -134,13 +144,19 @@ func (w *World) converged() string {
 }
 
 func (w *World) unequal(res *simResource) string {
-	e := w.nodes[0].meta.find(res.id)
+	e := w.ref().meta.find(res.id)
 	if e == nil {
-		return "does not exist"
+		return w.remains(res)
+	}
+	if res.deleted && !w.unheard() {
+		return "was deleted and exists"
 	}
 	var ref *history.Path
 	for _, n := range w.nodes {
-		if !e.members[n.id] {
+		if !e.members[n.id] || !w.inside(n) {
+			if w.inside(n) && n.holds(res) {
+				return n.id + " is no member and has a log"
+			}
 			continue
 		}
 		r := n.reps[res.index]
@@ -168,13 +184,22 @@ func (w *World) unequal(res *simResource) string {
 	return ""
 }
 
-// checkFinal compares all images, with each other and with the truth.
+// checkFinal compares all images, with each other and with the truth. No wrong clock has left a mark (I8): all clocks are right within hours now.
+// Who is alone in the cluster has nobody whom it could hurt, and who could tell it.
 func (w *World) checkFinal() {
+	for _, n := range w.nodes {
+		if late := n.meta.tree.Newest(); w.inside(n) && len(n.roster()) > 1 && late > n.wall().Add(lamport.MaxAhead).UnixNano() {
+			w.failf("I8", "%s: has metadata of %v, and it is %v", n.id, time.Unix(0, late).UTC(), n.wall().UTC())
+		}
+	}
 	for _, res := range w.resources {
-		e := w.nodes[0].meta.find(res.id)
+		if w.ref() == nil {
+			break
+		}
+		e := w.ref().meta.find(res.id)
 		for _, n := range w.nodes {
-			if r := n.reps[res.index]; e.members[n.id] {
-				w.compare(r, n.disks[res.index], r.vol.Status().Applied)
+			if r := n.reps[res.index]; e != nil && e.members[n.id] && w.inside(n) {
+				w.compare(r, n.disks[res.slot], r.vol.Status().Applied)
 				w.checkRecovery(r, false)
 			}
 		}
@@ -193,6 +218,8 @@ func (w *World) needsHelp() string {
 			switch {
 			case w.stats.Forced > 0:
 				return "a failover was forced"
+			case w.stats.Evicted > 0 || w.unheard():
+				return "a node was removed"
 			case w.stats.Resets > 0:
 				return "a replica was thrown away"
 			case n.damaged[r.res.index]:
@@ -205,12 +232,13 @@ func (w *World) needsHelp() string {
 	return ""
 }
 
-// hopeless: of some resource there is no intact replica, because bits have rotted in the only copy of the log.
+// hopeless: of some resource there is no intact replica, because bits have rotted in the only copy of the log, or an operator has removed the only
+// member that had one.
 func (w *World) hopeless() bool {
 	for i, res := range w.resources {
-		if e := w.nodes[0].meta.find(res.id); e != nil && w.survivor(res, e) == nil {
+		if e := w.entry(res); e != nil && w.survivor(res, e) == nil {
 			for _, n := range w.nodes {
-				if n.damaged[i] {
+				if n.damaged[i] || w.stats.Evicted > 0 {
 					return true
 				}
 			}
@@ -222,8 +250,11 @@ func (w *World) hopeless() bool {
 // help does what an operator does who looks at the states.
 func (w *World) help() {
 	for _, res := range w.resources {
-		e := w.nodes[0].meta.find(res.id)
+		e := w.entry(res)
 		if e == nil {
+			continue
+		}
+		if w.buryGhosts(res, e) {
 			continue
 		}
 		keep := w.survivor(res, e)
@@ -258,7 +289,7 @@ func (w *World) survivor(res *simResource, e *entry) *replica {
 	}
 	for _, n := range w.nodes {
 		r := n.reps[res.index]
-		if r == nil || r.vol == nil {
+		if r == nil || r.vol == nil || !w.inside(n) {
 			continue
 		}
 		if st := r.vol.Status(); !st.Consistent || st.Defect != nil || st.Sync != nil || st.LogErr != nil {
@@ -275,7 +306,7 @@ func (w *World) invalidateOthers(res *simResource, e *entry, keep *replica) {
 	kp := keep.vol.Log().Path()
 	for _, n := range w.nodes {
 		r := n.reps[res.index]
-		if r == nil || r == keep || r.vol == nil {
+		if r == nil || r == keep || r.vol == nil || !w.inside(n) {
 			continue
 		}
 		st := r.vol.Status()

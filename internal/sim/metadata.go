@@ -2,10 +2,12 @@ package sim
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"mars/internal/cluster"
 	"mars/internal/lamport"
 	"mars/internal/meta"
 	"mars/internal/resource"
@@ -119,27 +121,45 @@ func (m *metadata) apply(e meta.Entry) bool {
 	return changed
 }
 
-// merge takes what another node has sent.
-func (m *metadata) merge(entries []meta.Entry) {
+// has reports whether key is there now.
+func (m *metadata) has(key string) bool {
+	e, ok := m.tree.Get(key)
+	return ok && !e.Deleted
+}
+
+// gone reports whether key was deleted.
+func (m *metadata) gone(key string) bool {
+	e, ok := m.tree.Get(key)
+	return ok && e.Deleted
+}
+
+// merge takes what another node has sent. It returns true if something was too far in the future.
+func (m *metadata) merge(entries []meta.Entry) (early bool) {
 	for _, e := range entries {
 		if m.n.w.canary("meta-drop") && strings.Contains(e.Key, "/primary") {
 			continue
 		}
 		before, _ := m.tree.Get(e.Key)
 		if err := m.clock.Observe(e.Stamp); err != nil {
-			continue
+			m.n.w.stats.TooEarly++
+			early = true
+			if !m.n.w.canary("far-future") {
+				continue
+			}
 		}
 		m.apply(e)
 		if now, _ := m.tree.Get(e.Key); now.Stamp.Compare(before.Stamp) < 0 {
 			m.n.w.failf("I8", "%s: the stamp of %s went back from %v to %v", m.n.id, e.Key, before.Stamp, now.Stamp)
 		}
 	}
+	return early
 }
 
 // entry is one resource as the metadata have it. See package node for the keys.
 type entry struct {
 	id         string
 	name       string
+	named      lamport.Stamp
 	designated string
 	since      lamport.Stamp
 	members    map[string]bool
@@ -148,9 +168,7 @@ type entry struct {
 	former     map[string]*resource.Former
 }
 
-func key(id string, parts ...string) string {
-	return "resource/" + id + "/" + strings.Join(parts, "/")
-}
+func key(id string, parts ...string) string { return resource.Key(id, parts...) }
 
 func encode(v any) []byte {
 	b, err := json.Marshal(v)
@@ -158,6 +176,23 @@ func encode(v any) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// named returns the id of the oldest resource of that name, as package node chooses; empty if there is none.
+func (m *metadata) named(name string) string {
+	if m.catalog == nil || m.at != m.tree.Seq() {
+		m.read()
+	}
+	best := ""
+	for id, e := range m.catalog {
+		if e.name != name {
+			continue
+		}
+		if b := m.catalog[best]; best == "" || e.named.Time < b.named.Time || e.named.Time == b.named.Time && id < best {
+			best = id
+		}
+	}
+	return best
 }
 
 // find returns what the metadata say about a resource; nil if it does not exist.
@@ -185,7 +220,7 @@ func (m *metadata) read() {
 		kind, node, _ := strings.Cut(rest, "/")
 		switch kind {
 		case "name":
-			e.name = *decodeCached[string](m, x)
+			e.name, e.named = *decodeCached[string](m, x), x.Stamp
 		case "primary":
 			e.designated, e.since = *decodeCached[string](m, x), x.Stamp
 		case "member":
@@ -232,28 +267,41 @@ type gossip struct {
 	n       *node
 	peer    *node
 	conn    *end
-	dialing bool
+	dialing bool   // or about to
 	sent    uint64 // tree.Seq() up to which everything was sent
 	heard   time.Duration
-	ever    bool // heard of since the start
-	refused bool // the last attempt to connect has failed
+	from    string // the node that was heard; empty = nobody since the start
+	refused bool   // the last attempt to connect has failed
 	queued  bool
+	asking  func(error) // who waits for the answer to a request
+	shown   time.Time   // what the peer's clock showed
+	shownAt time.Duration
+	early   bool // something was refused for its time
 }
 
+// Frames of class meta, see package cluster.
 const (
-	frameEntries = 1
+	frameEntries = iota + 1
+	frameDigest
+	frameLeave
+	frameReply
+	framePing
+)
+
+const (
+	compareEvery = time.Minute
 	pingEvery    = time.Second
 	aliveWindow  = 10 * time.Second
 )
 
 // alive is what package cluster says of a peer.
 func (g *gossip) alive() bool {
-	return g.ever && g.n.w.now-g.heard < aliveWindow && !(g.conn == nil && g.refused)
+	return g.from != "" && g.n.w.now-g.heard < aliveWindow && !(g.conn == nil && g.refused)
 }
 
 // connect keeps a connection with the peer; the node with the lower index dials.
 func (g *gossip) connect() {
-	if g.conn != nil || g.dialing || g.n.index > g.peer.index {
+	if g.conn != nil || g.dialing || g.n.index > g.peer.index || !g.wanted() {
 		return
 	}
 	g.dialing = true
@@ -263,14 +311,28 @@ func (g *gossip) connect() {
 		other.gossip[self.index].open(e)
 		return true
 	}, func(e *end, err error) {
-		g.dialing = false
 		g.refused = err != nil
 		if err == nil {
+			g.dialing = false
 			g.open(e)
 		} else {
-			g.n.after(between(g.n.w.rng.net, 200*time.Millisecond, 2*time.Second), g.connect)
+			g.again(between(g.n.w.rng.net, 200*time.Millisecond, 2*time.Second))
 		}
 	})
+}
+
+// again connects in d.
+func (g *gossip) again(d time.Duration) {
+	g.dialing = true
+	g.n.after(d, func() {
+		g.dialing = false
+		g.connect()
+	})
+}
+
+// wanted reports whether the metadata name the peer as a member.
+func (g *gossip) wanted() bool {
+	return g.peer != g.n && g.n.cluster != "" && g.peer.cluster != "" && g.n.knows(g.peer.id)
 }
 
 // open begins the exchange: all that the other one may lack goes first.
@@ -279,16 +341,49 @@ func (g *gossip) open(e *end) {
 		g.conn.close()
 	}
 	g.conn, g.sent, g.refused = e, 0, false
-	e.frames = func(_ byte, payload []byte) { g.take(payload) }
+	e.frames = g.take
 	e.ended = func(error) {
 		if g.conn == e {
-			g.conn = nil
-			g.refused = true
-			g.n.after(between(g.n.w.rng.net, 100*time.Millisecond, time.Second), g.connect)
+			g.over()
 		}
 	}
 	g.send()
 	g.ping(e)
+	g.compare(e)
+}
+
+// over is when there is no connection any more.
+func (g *gossip) over() {
+	g.conn = nil
+	g.refused = true
+	g.answered(errReset)
+	g.again(between(g.n.w.rng.net, 100*time.Millisecond, time.Second))
+}
+
+// compare sends the digest now and then: that repairs what the other one could not take at first.
+func (g *gossip) compare(e *end) {
+	if g.conn != e {
+		return
+	}
+	if !e.full() {
+		e.WriteFrame(frameDigest, encodeSums(g.n.meta.tree.Digest()))
+	}
+	g.n.after(compareEvery, func() { g.compare(e) })
+}
+
+func encodeSums(d meta.Digest) []byte {
+	var b []byte
+	for _, s := range d {
+		b = append(b, s[:]...)
+	}
+	return b
+}
+
+func decodeSums(b []byte) (d meta.Digest) {
+	for i := range d {
+		b = b[copy(d[i][:], b):]
+	}
+	return d
 }
 
 func (g *gossip) ping(e *end) {
@@ -296,13 +391,49 @@ func (g *gossip) ping(e *end) {
 		return
 	}
 	if !e.full() {
-		e.WriteFrame(frameEntries)
+		e.WriteFrame(framePing, encode(g.n.wall()))
 	}
 	g.n.after(pingEvery, func() { g.ping(e) })
 }
 
-func (g *gossip) take(payload []byte) {
-	g.heard, g.ever, g.refused = g.n.w.now, true, false
+func (g *gossip) take(kind byte, payload []byte) {
+	e := g.conn
+	if e == nil {
+		return
+	}
+	g.heard, g.from, g.refused = g.n.w.now, e.peer.as, false
+	switch kind {
+	case frameDigest:
+		g.sendEntries(g.n.meta.tree.Differing(decodeSums(payload)))
+	case frameLeave:
+		g.letGo(e)
+	case frameReply:
+		var err error
+		if len(payload) > 0 {
+			err = errors.New(string(payload))
+		}
+		g.answered(err)
+	case framePing:
+		var theirs time.Time
+		if err := json.Unmarshal(payload, &theirs); err != nil {
+			panic(err)
+		}
+		g.shown, g.shownAt = theirs, g.n.w.now
+		g.n.amend()
+		if g.early && theirs.Sub(g.n.wall()) < lamport.MaxAhead {
+			g.early = false
+			e.WriteFrame(frameDigest, encodeSums(g.n.meta.tree.Digest()))
+		}
+	case frameEntries:
+		g.takeEntries(payload)
+	}
+}
+
+// takeEntries merges what a member has sent.
+func (g *gossip) takeEntries(payload []byte) {
+	if !g.n.knows(g.from) && !g.n.w.canary("strangers") {
+		return // nothing is taken any more; the session ends when it has answered
+	}
 	var entries []meta.Entry
 	for len(payload) > 0 {
 		e, rest, err := meta.Decode(payload)
@@ -311,7 +442,31 @@ func (g *gossip) take(payload []byte) {
 		}
 		entries, payload = append(entries, e), rest
 	}
-	g.n.meta.merge(entries)
+	if len(entries) > 0 {
+		g.n.w.checkSource(g.n, g.from)
+	}
+	g.early = g.n.meta.merge(entries) || g.early
+}
+
+// letGo deletes the peer, which wants that.
+func (g *gossip) letGo(e *end) {
+	problem := ""
+	if err := g.n.meta.batch(g.n.removal(e.peer.as)...); err != nil {
+		problem = err.Error()
+	}
+	if g.n.dying {
+		return
+	}
+	g.send()
+	e.WriteFrame(frameReply, []byte(problem))
+}
+
+// answered passes the answer to a request on.
+func (g *gossip) answered(err error) {
+	if f := g.asking; f != nil {
+		g.asking = nil
+		f(err)
+	}
 }
 
 // changed sends soon what is new.
@@ -334,12 +489,40 @@ func (g *gossip) send() {
 		g.n.after(50*time.Millisecond, g.changed)
 		return
 	}
+	g.sendEntries(g.n.meta.tree.Since(g.sent))
+	g.sent = g.n.meta.tree.Seq()
+}
+
+func (g *gossip) sendEntries(entries []meta.Entry) {
 	var b []byte
-	for _, e := range g.n.meta.tree.Since(g.sent) {
+	for _, e := range entries {
 		b = e.Append(b)
 	}
-	g.sent = g.n.meta.tree.Seq()
 	if len(b) > 0 {
 		g.conn.WriteFrame(frameEntries, b)
 	}
+}
+
+// amend repairs what was stamped while the clock was too far ahead, as package cluster does.
+func (n *node) amend() {
+	m, now := n.meta, n.wall()
+	newest := max(m.tree.Newest(), m.clock.Floor())
+	if n.cluster == "" || n.dying {
+		return
+	}
+	var theirs []time.Time
+	for _, g := range n.gossip {
+		if g.peer != n && g.alive() && !g.shown.IsZero() {
+			theirs = append(theirs, g.shown.Add(n.w.now-g.shownAt))
+		}
+	}
+	if !cluster.PutRight(newest, now, theirs, len(n.roster()) <= 1) {
+		return
+	}
+	m.flush()
+	late := meta.AmendTree(m.tree, m.clock, n.id, now)
+	n.w.logf("%s: the clock is right again, %d entries have new stamps", n.id, len(late))
+	n.w.stats.Amended += len(late)
+	m.saved.Restamp(late)
+	m.flush()
 }

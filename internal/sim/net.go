@@ -20,9 +20,10 @@ type line struct {
 }
 
 var (
-	errReset   = errors.New("connection reset")
-	errTimeout = errors.New("connection timed out")
-	errRefused = errors.New("connection refused")
+	errReset    = errors.New("connection reset")
+	errTimeout  = errors.New("connection timed out")
+	errRefused  = errors.New("connection refused")
+	errStranger = errors.New("not a member of the cluster")
 )
 
 func newNetwork(w *World) *network {
@@ -81,6 +82,8 @@ type pipe struct {
 type end struct {
 	node   *node
 	life   int
+	as     string // the id that the node had shown
+	in     string // and its cluster
 	out    *pipe
 	peer   *end
 	id     int
@@ -109,6 +112,7 @@ func (e *end) WriteFrame(kind byte, parts ...[]byte) error {
 		p = append(p, x...)
 	}
 	e.node.w.stats.Frames++
+	e.node.w.checkStranger(e, "sends")
 	e.out.push(frame{kind: kind, payload: p})
 	return nil
 }
@@ -116,7 +120,7 @@ func (e *end) WriteFrame(kind byte, parts ...[]byte) error {
 // Flush does nothing: frames travel at once.
 func (e *end) Flush() error { return nil }
 
-func (e *end) full() bool { return e.out.bytes >= window }
+func (e *end) full() bool { return e.out.bytes >= window && !e.node.w.canary("no-flow-control") }
 
 // close ends the connection from here; the other end sees it after what was sent before.
 func (e *end) close() {
@@ -195,6 +199,7 @@ func (p *pipe) deliver(f frame) {
 		e.die(f.end)
 		return
 	}
+	e.node.w.checkStranger(e, "takes")
 	e.node.run(func() { e.frames(f.kind, f.payload) })
 }
 
@@ -221,7 +226,7 @@ func (e *end) breakdown(err error) {
 // dial opens a connection. accept is called at the other node and returns false to refuse; done is called here.
 func (n *network) dial(from, to *node, class string, accept func(*end) bool, done func(*end, error)) {
 	there, back := n.line(from, to), n.line(to, from)
-	life := from.life
+	life, want := from.life, to.id
 	later := func(d time.Duration, f func()) {
 		n.w.after(d, func() {
 			if from.up && from.life == life {
@@ -236,6 +241,10 @@ func (n *network) dial(from, to *node, class string, accept func(*end) bool, don
 	n.w.after(there.delay, func() {
 		if !to.up || from.life != life || !from.up {
 			later(back.delay, func() { done(nil, errRefused) })
+			return
+		}
+		if to.id != want || !n.w.acquainted(from, to, class) {
+			later(back.delay, func() { done(nil, errStranger) })
 			return
 		}
 		here := n.connect(from, to, class)
@@ -258,8 +267,8 @@ func (n *network) dial(from, to *node, class string, accept func(*end) bool, don
 func (n *network) connect(from, to *node, class string) *end {
 	n.conns++
 	ignore := func(byte, []byte) {}
-	a := &end{node: from, life: from.life, class: class, id: n.conns, frames: ignore, ended: func(error) {}}
-	b := &end{node: to, life: to.life, class: class, id: n.conns, frames: ignore, ended: func(error) {}, peer: a}
+	a := &end{node: from, as: from.id, in: from.cluster, life: from.life, class: class, id: n.conns, frames: ignore, ended: func(error) {}}
+	b := &end{node: to, as: to.id, in: to.cluster, life: to.life, class: class, id: n.conns, frames: ignore, ended: func(error) {}, peer: a}
 	a.peer = b
 	a.out = &pipe{net: n, line: n.line(from, to), to: b}
 	b.out = &pipe{net: n, line: n.line(to, from), to: a}

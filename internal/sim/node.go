@@ -11,18 +11,25 @@ import (
 
 // node is one host: what a power cut spares - file system, disks, clock - and the process that runs on it.
 type node struct {
-	w     *World
-	id    string
-	index int
-	up    bool
-	life  int // of the process; events of an earlier one do nothing
+	w       *World
+	name    string // of the host
+	id      string // of the node that it is, or was last
+	cluster string // of which that is a member; empty = none
+	joins   int
+	judge   bool // it has removed others
+	index   int
+	up      bool
+	life    int // of the process; events of an earlier one do nothing
 
 	fs    *crashfs.FS
-	disks []*blocktest.Disk // one for each resource
+	disks []*blocktest.Disk // by slot
 	skew  time.Duration     // of the wall clock
+	far   time.Duration     // the same, when it is wrong by months
 	slow  time.Duration     // what a disk operation takes at least
 	meta  *metadata
 
+	swept     uint64 // tree.Seq() when the rests of deleted resources were looked for last
+	rechecked uint64 // and when the connections were
 	started   time.Duration
 	lastStamp int64
 	ends      []*end
@@ -30,7 +37,7 @@ type node struct {
 	reps      []*replica // by resource; nil where this node has none
 	damaged   []bool     // by resource: bits have rotted, or a device has lied, since the replica was filled
 
-	sick []bool // by resource: a flush of the disk has failed since it was opened
+	sick []bool // by slot: a flush of the disk has failed since it was opened
 
 	// The next death.
 	dying bool
@@ -43,22 +50,21 @@ type node struct {
 var errDead = errors.New("the node is dead")
 
 func newNode(w *World, i int) *node {
-	n := &node{w: w, id: fmt.Sprintf("n%d", i+1), index: i, fs: crashfs.New(), opsTo: -1}
+	name := fmt.Sprintf("n%d", i+1)
+	n := &node{w: w, name: name, id: name, cluster: firstCluster, index: i, fs: crashfs.New(), opsTo: -1}
 	n.meta = newMetadata(n)
 	for _, r := range w.resources {
 		d := blocktest.NewDisk(r.diskSize)
 		r.soil(n, d)
 		n.disks = append(n.disks, d)
 	}
-	n.reps = make([]*replica, len(w.resources))
-	n.damaged = make([]bool, len(w.resources))
 	n.sick = make([]bool, len(w.resources))
 	return n
 }
 
 // wall is what the node takes for the time.
 func (n *node) wall() time.Time {
-	return time.Unix(1_800_000_000, 0).Add(n.w.now + n.skew)
+	return time.Unix(1_800_000_000, 0).Add(n.w.now + n.skew + n.far)
 }
 
 // nextStamp gives Lamport times for log records, as package node does.
@@ -80,12 +86,13 @@ func (n *node) start() {
 		n.opsTo = 1 + w.rng.fault.IntN(100) // during recovery
 	}
 	n.meta.restart()
-	n.gossip = nil
+	n.gossip, n.swept, n.rechecked = nil, 0, 0
 	for _, p := range n.w.nodes {
 		n.gossip = append(n.gossip, &gossip{n: n, peer: p})
 	}
-	n.w.logf("%s: starts", n.id)
+	n.w.logf("%s: starts, a member of %q", n.id, n.cluster)
 	n.run(func() {
+		n.publishSelf()
 		for _, g := range n.gossip {
 			if g.peer != n {
 				g.connect()
@@ -124,6 +131,9 @@ func (n *node) run(f func()) {
 		return
 	}
 	f()
+	if !n.up {
+		return // the process has begun a new life in the middle of that, and died
+	}
 	if !n.dying {
 		n.settle()
 	}
@@ -137,6 +147,7 @@ func (n *node) run(f func()) {
 // settle reacts to what an event has changed, as the goroutines of the real node do that wait for channels.
 func (n *node) settle() {
 	n.reconcile()
+	n.recheck()
 	for _, g := range n.gossip {
 		g.changed()
 	}
@@ -151,7 +162,7 @@ func (n *node) settle() {
 func (n *node) reconcile() {
 	for i, res := range n.w.resources {
 		e := n.meta.find(res.id)
-		mine := e != nil && e.members[n.id]
+		mine := e != nil && e.members[n.id] && n.cluster != "" && !n.evicted()
 		switch r := n.reps[i]; {
 		case mine && r == nil:
 			n.reps[i] = newReplica(n, res)
@@ -167,6 +178,7 @@ func (n *node) reconcile() {
 			n.removeLeftovers(res)
 		}
 	}
+	n.forgetDeleted()
 }
 
 // mayDie is true when the process dies right here.

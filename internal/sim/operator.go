@@ -48,14 +48,19 @@ func (c *command) await() {
 
 // issue gives a command at a node.
 func (w *World) issue(n *node, res *simResource, verb string) {
+	w.order(n, verb+" "+res.id, func(c *command) error { return n.do(c, res, verb) })
+}
+
+// order gives any command at a node.
+func (w *World) order(n *node, text string, do func(*command) error) {
 	if !n.up {
 		return
 	}
 	n.run(func() {
 		w.stats.Commands++
-		c := &command{n: n, text: verb + " " + res.id, deadline: w.now + commandTimeout, poll: func() (bool, error) { return true, nil }}
+		c := &command{n: n, text: text, deadline: w.now + commandTimeout, poll: func() (bool, error) { return true, nil }}
 		w.logf("%s: operator says %s", n.id, c.text)
-		if err := n.do(c, res, verb); err != nil {
+		if err := do(c); err != nil {
 			w.stats.Refused++
 			w.logf("%s: %s: refused: %v", n.id, c.text, err)
 			return
@@ -69,8 +74,11 @@ func (n *node) do(c *command, res *simResource, verb string) error {
 	if e == nil {
 		return errors.New("no such resource")
 	}
-	if verb == "join-resource" {
+	switch verb {
+	case "join-resource":
 		return n.joinResource(c, res, e)
+	case "delete-resource", "delete-resource --force":
+		return n.deleteResource(c, res, e, verb != "delete-resource")
 	}
 	r := n.reps[res.index]
 	if r == nil {
@@ -271,17 +279,16 @@ func (r *replica) invalidate(c *command, e *entry) error {
 }
 
 func (n *node) joinResource(c *command, res *simResource, e *entry) error {
-	if e.members[n.id] {
+	switch {
+	case e.members[n.id]:
 		return errors.New("is a member already")
+	case n.evicted():
+		return errStranger
+	case n.busy(res.slot):
+		return errors.New("the disk is in use")
 	}
-	size := int64(0)
-	for _, p := range n.w.nodes {
-		if f := e.facts[p.id]; f != nil {
-			size = max(size, f.Size)
-		}
-	}
-	if n.disks[res.index].Size() < size {
-		return errors.New("the disk is too small")
+	if err := resource.MayJoin(n.members(e), n.disks[res.slot].Size()); err != nil {
+		return err
 	}
 	err := n.meta.batch(
 		meta.Change{Key: key(res.id, "facts", n.id), Delete: true},
@@ -303,11 +310,7 @@ func (r *replica) leave(c *command, e *entry) error {
 	if err := resource.MayLeave(&in); err != nil {
 		return err
 	}
-	changes := []meta.Change{
-		{Key: key(r.res.id, "member", r.n.id), Delete: true},
-		{Key: key(r.res.id, "switch", r.n.id), Delete: true},
-		{Key: key(r.res.id, "facts", r.n.id), Delete: true},
-	}
+	changes := resource.Removal(r.res.id, r.n.id, e.designated)
 	p := &probe{over: true}
 	if resource.WorthKeeping(&in) {
 		p = r.confirmSource(resource.SyncSource(in))
@@ -337,11 +340,11 @@ func (r *replica) resize(c *command, e *entry) error {
 		return errors.New("resize is the primary's")
 	}
 	room := r.disk.Size()
-	for _, p := range r.n.w.nodes {
-		if p == r.n || !e.members[p.id] {
+	for _, p := range r.n.members(e) {
+		f := p.Facts
+		if p.Node == r.n.id {
 			continue
 		}
-		f := e.facts[p.id]
 		if f == nil || !f.Attached {
 			return errors.New("the size of a disk is not known")
 		}
@@ -380,6 +383,7 @@ var verbs = []struct {
 	{"resize", []string{"resize"}},
 	{"rotate", []string{"log-rotate"}},
 	{"membership", []string{"join-resource", "leave-resource", "join-resource"}},
+	{"lifecycle", []string{"create-resource", "create-resource", "delete-resource", "delete-resource --force"}},
 	{"nonsense", []string{"frobnicate", "", "primary\x00"}},
 }
 
@@ -391,17 +395,36 @@ func (w *World) operators() {
 	}
 	v := verbs[w.rng.op.IntN(len(verbs))]
 	verb := v.verbs[w.rng.op.IntN(len(v.verbs))]
-	res := w.resources[w.rng.op.IntN(len(w.resources))]
+	slot := w.rng.op.IntN(w.slots)
 	n := w.nodes[w.rng.op.IntN(len(w.nodes))]
 	other := w.nodes[w.rng.op.IntN(len(w.nodes))]
 	if !w.swarm[v.feature] {
 		return
 	}
-	w.issue(n, res, verb)
+	w.issueNamed(n, slot, verb)
 	if w.swarm["two-at-once"] && chance(w.rng.op, 3) {
-		w.issue(other, res, verb)
+		w.issueNamed(other, slot, verb)
 	}
 }
+
+// issueNamed gives a command at a node that names a resource, as operators do: which one that is depends on what the node knows.
+func (w *World) issueNamed(n *node, slot int, verb string) {
+	if verb == "create-resource" {
+		if len(w.resources) < maxResources {
+			w.order(n, fmt.Sprintf("%s r%d", verb, slot), func(c *command) error { return n.createResource(c, slot) })
+		}
+		return
+	}
+	id := n.meta.named(fmt.Sprintf("r%d", slot))
+	for _, res := range w.resources {
+		if res.id == id {
+			w.issue(n, res, verb)
+		}
+	}
+}
+
+// maxResources bounds how many are made in one run, one after the other.
+const maxResources = 12
 
 // disown notes that the operator has thrown this node's timelines of the resource away: their tails may be gone without --force.
 func (t *truth) disown(node string) {

@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"time"
 
 	"mars/internal/history"
@@ -49,7 +50,7 @@ type replica struct {
 
 func newReplica(n *node, res *simResource) *replica {
 	r := &replica{n: n, res: res, failedAt: -time.Hour, openedAt: -time.Hour, quietAt: n.w.now}
-	r.disk = &simDisk{Disk: n.disks[res.index], r: r}
+	r.disk = &simDisk{Disk: n.disks[res.slot], r: r}
 	return r
 }
 
@@ -140,15 +141,12 @@ func (r *replica) observe() (resource.Input, bool) {
 	}
 	in := resource.Input{Self: n.id, Designated: e.designated, Switches: e.switchesOf(n.id), Former: e.formerOf(n.id)}
 	settled := true
-	for _, p := range n.w.nodes {
-		if p == n || !e.members[p.id] {
-			continue
+	for _, p := range n.members(e) {
+		if p.Node != n.id {
+			in.Peers = append(in.Peers, p)
+			settled = settled && p.Alive
 		}
-		g := n.gossip[p.index]
-		in.Peers = append(in.Peers, resource.Peer{Node: p.id, Facts: e.facts[p.id], Alive: g.alive(), Former: e.formerOf(p.id)})
-		settled = settled && g.alive()
 	}
-	resource.SortPeers(in.Peers)
 	in.Settled = settled || n.w.now-n.started > primaryWait
 	in.Local = r.local()
 	return in, true
@@ -290,7 +288,7 @@ func (r *replica) attach() (bool, error) {
 		return false, nil
 	}
 	r.openedAt = r.n.w.now
-	r.disk = &simDisk{Disk: r.n.openDisk(r.res.index), r: r}
+	r.disk = &simDisk{Disk: r.n.openDisk(r.res.slot), r: r}
 	v, err := volume.Open(r.config())
 	r.missing = errors.Is(err, volume.ErrNoReplica)
 	r.openErr = ""
@@ -348,27 +346,29 @@ func (r *replica) end() {
 
 // removeLeftovers deletes state and log of a former membership.
 func (n *node) removeLeftovers(res *simResource) {
+	if n.cluster == "" || n.evicted() || n.meta.has(key(res.id, "member", n.id)) {
+		return
+	}
 	n.quiet++
 	names, err := n.fs.ReadDir("mars")
 	n.quiet--
 	if err != nil {
 		return
 	}
-	for _, x := range names {
-		if x == res.id && n.w.created[res.index] != n {
-			cfg := volume.Config{FS: n.fs, Dir: dirOf(res), Disk: n.disks[res.index]}
-			if sub, err := n.fs.ReadDir(dirOf(res)); err == nil && len(sub) == 0 {
-				continue
-			}
-			if n.noteClosed(res) != nil {
-				continue
-			}
-			if err := volume.Wipe(cfg); err == nil {
-				n.fs.Remove(dirOf(res) + "/log")
-				n.fs.Remove(dirOf(res))
-			}
+	if slices.Contains(names, res.id) && res.maker != n && n.noteClosed(res) == nil {
+		n.removeAll(dirOf(res))
+	}
+}
+
+// removeAll removes a file or a directory with all that is in it.
+func (n *node) removeAll(name string) {
+	names, err := n.fs.ReadDir(name)
+	if err == nil {
+		for _, x := range names {
+			n.removeAll(name + "/" + x)
 		}
 	}
+	n.fs.Remove(name) // what cannot be removed is tried again
 }
 
 // reset throws the replica's log and state away, so that it is filled anew.

@@ -64,10 +64,14 @@ func readSector(p []byte, res uint32, sector int64) uint64 {
 		}
 		return 0
 	}
-	if le.Uint32(p[508:]) != crc32.Checksum(p[:508], castagnoli) || le.Uint64(p[16:]) != uint64(sector) || le.Uint32(p[4:]) != res {
+	if le.Uint32(p[508:]) != crc32.Checksum(p[:508], castagnoli) || le.Uint64(p[16:]) != uint64(sector) {
 		return garbage
 	}
-	return le.Uint64(p[8:])
+	seq := le.Uint64(p[8:])
+	if of := le.Uint32(p[4:]); of != res {
+		return 1<<63 | uint64(of)<<48 | seq // of a resource that had the disk before
+	}
+	return seq
 }
 
 // image is the content of a volume: the write that each sector stems from.

@@ -23,6 +23,14 @@ func (s *Stats) Add(t *Stats) {
 	s.Heals += t.Heals
 	s.Resets += t.Resets
 	s.OpCrash += t.OpCrash
+	s.Created += t.Created
+	s.Deleted += t.Deleted
+	s.Evicted += t.Evicted
+	s.Left += t.Left
+	s.Joined += t.Joined
+	s.Removed += t.Removed
+	s.TooEarly += t.TooEarly
+	s.Amended += t.Amended
 	s.SimSeconds += t.SimSeconds
 }
 

@@ -63,6 +63,9 @@ type Stats struct {
 	Handovers, Forced, Splits, Syncs  int
 	Commands, Refused, Frames, Clones int
 	DropTails, Heals, Resets, OpCrash int
+	Created, Deleted, Evicted         int
+	Left, Joined, Removed             int
+	TooEarly, Amended                 int
 	SimSeconds                        int
 }
 

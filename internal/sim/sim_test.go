@@ -8,17 +8,27 @@ import (
 )
 
 var (
-	simSeed = flag.Uint64("sim.seed", 1, "first seed of TestSim")
-	simRuns = flag.Int("sim.runs", 0, "runs of TestSim; 0 = as many as fit into -sim.time")
-	simTime = flag.Duration("sim.time", 40*time.Second, "how long TestSim runs")
+	simSeed = flag.Uint64("sim.seed", 0, "first seed of TestSim; 0 = from 1 on for half of the time, and from one that the clock chooses for the other half")
+	simTime = flag.Duration("sim.time", 100*time.Second, "how long TestSim runs")
 )
 
-// TestSim runs clusters from consecutive seeds. A failure shows the seed, the shrunk trace and how to run it again.
+// TestSim runs clusters from consecutive seeds: always the same ones, then ones that nobody has seen yet. A failure shows the seed, the shrunk trace
+// and how to run it again.
 func TestSim(t *testing.T) {
-	deadline := time.Now().Add(*simTime)
 	if testing.Short() {
-		deadline = time.Now().Add(5 * time.Second)
+		*simTime = 5 * time.Second
 	}
+	if *simSeed != 0 {
+		simulate(t, *simSeed, *simTime)
+		return
+	}
+	simulate(t, 1, *simTime/2)
+	simulate(t, uint64(time.Now().Unix())<<16, *simTime/2)
+}
+
+// simulate runs seeds from first on for as long as that, on two processors.
+func simulate(t *testing.T, first uint64, d time.Duration) {
+	end := time.Now().Add(d)
 	seeds := make(chan uint64)
 	var wg sync.WaitGroup
 	for range 2 {
@@ -32,16 +42,13 @@ func TestSim(t *testing.T) {
 			}
 		})
 	}
-	n := 0
-	for ; *simRuns == 0 && time.Now().Before(deadline) || n < *simRuns; n++ {
-		if t.Failed() {
-			break
-		}
-		seeds <- *simSeed + uint64(n)
+	next := first
+	for ; time.Now().Before(end) && !t.Failed(); next++ {
+		seeds <- next
 	}
 	close(seeds)
 	wg.Wait()
-	t.Logf("%d runs", n)
+	t.Logf("seeds %d to %d", first, next-1)
 }
 
 // TestSameSeedSameTrace: a failure that does not come back cannot be understood.

@@ -9,15 +9,16 @@ import (
 var features = []string{
 	"kill", "power", "crash-at-op", "crash-after-send", // crashes
 	"partition", "oneway", "flap", "reset", "slow-net", // network
-	"clock",                                                                // wall clocks
+	"clock", "far-clock", // wall clocks
 	"log-full", "disk-eio", "log-eio", "bad-fsync", "bit-rot", "slow-disk", // storage
 	"primary", "force", "secondary", "invalidate", "pause", "detach", "resize", // operators
 	"rotate", "membership", "two-at-once", "nonsense",
+	"lifecycle", "evict", "depart", // the same, for whole resources and nodes
 	"flush", "fua", "discard", "big", "busy-app", "idle-app", "preempt", // applications and scheduling
 }
 
 // rare features ruin a run for others if they are in most of them.
-var rare = []string{"bit-rot", "bad-fsync", "log-eio", "disk-eio", "force", "log-full", "flap"}
+var rare = []string{"bit-rot", "bad-fsync", "log-eio", "disk-eio", "force", "log-full", "flap", "lifecycle", "evict", "far-clock"}
 
 // swarm is the set of features in use.
 type swarm map[string]bool

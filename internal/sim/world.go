@@ -7,9 +7,6 @@ import (
 
 	"mars/internal/block"
 	"mars/internal/block/blocktest"
-	"mars/internal/history"
-	"mars/internal/meta"
-	"mars/internal/volume"
 )
 
 // World is one simulated cluster.
@@ -27,20 +24,23 @@ type World struct {
 	phase   int // 1: faults; 2: repaired; 3: with the operator's help
 
 	nodeCount int
+	slots     int // how many disks each host has, and names of resources there are
 	nodes     []*node
 	resources []*simResource
-	created   []*node // who makes the first replica, while it does
 	net       *network
 	logLimit  int64
 	chaosTime time.Duration
 	built     bool // all resources are created
 	gaveUp    bool // log was deleted that a member needs, for want of space
+	silent    bool // a node has left without a word, or was removed: what only it knew is lost
 }
 
 // simResource is one replicated device.
 type simResource struct {
 	id       string
+	name     string // which an earlier resource may have had
 	index    int
+	slot     int // of the disks it is on
 	raw      [16]byte
 	diskSize int64
 	size     int64
@@ -48,6 +48,11 @@ type simResource struct {
 	truth    *truth
 	app      *app
 	forced   []int // by node: activations by force that an operator has asked for
+	maker    *node // who makes the first replica, while it does
+	cluster  string
+	born     bool // the metadata that make it known are durable somewhere
+	doomed   bool // an operator has said that it shall be deleted
+	deleted  bool // and was told that it is
 }
 
 // shape is the configuration of a resource.
@@ -67,7 +72,7 @@ func newWorld(o Options) *World {
 	for i := range [...]int{1, 1, 1, 2, 3}[w.rng.shape.IntN(5)] {
 		w.resources = append(w.resources, w.newResource(i))
 	}
-	w.created = make([]*node, len(w.resources))
+	w.slots = len(w.resources)
 	w.logLimit = int64(len(w.resources)) * (2 << 20)
 	if w.swarm["log-full"] {
 		w.logLimit = int64(len(w.resources)) * (256<<10 + w.rng.shape.Int64N(256<<10))
@@ -77,8 +82,7 @@ func newWorld(o Options) *World {
 	}
 	w.net = newNetwork(w)
 	for _, r := range w.resources {
-		r.app = newApp(w, r)
-		r.forced = make([]int, w.nodeCount)
+		w.equip(r)
 	}
 	w.chaosTime = between(w.rng.shape, 30*time.Second, 120*time.Second)
 	if o.Phase1 > 0 {
@@ -89,7 +93,7 @@ func newWorld(o Options) *World {
 
 func (w *World) newResource(i int) *simResource {
 	rng := w.rng.shape
-	r := &simResource{index: i}
+	r := &simResource{index: len(w.resources), slot: i, cluster: firstCluster, name: fmt.Sprintf("r%d", i)}
 	for k := range r.raw {
 		r.raw[k] = byte(w.rng.id.Uint32())
 	}
@@ -125,13 +129,25 @@ func (r *simResource) soil(n *node, d *blocktest.Disk) {
 	}
 }
 
+// node returns the host that is the node with that id now, nil if none is.
 func (w *World) node(id string) *node {
 	for _, n := range w.nodes {
-		if n.id == id {
+		if n.id == id && n.cluster != "" {
 			return n
 		}
 	}
-	panic("no node " + id)
+	return nil
+}
+
+// equip gives a new resource what belongs to it on every node.
+func (w *World) equip(r *simResource) {
+	r.app = newApp(w, r)
+	r.forced = make([]int, w.nodeCount)
+	for _, n := range w.nodes {
+		n.reps = append(n.reps, nil)
+		n.damaged = append(n.damaged, false)
+		n.must = append(n.must, promise{})
+	}
 }
 
 func (w *World) canary(name string) bool { return w.opt.Canary == name }
@@ -150,8 +166,8 @@ func (w *World) build() {
 		if err := n.fs.MkdirAll("mars"); err != nil {
 			panic(err)
 		}
-		n.must = make([]promise, len(w.resources))
 	}
+	w.found()
 	for _, n := range w.nodes {
 		n.start()
 	}
@@ -171,39 +187,18 @@ func (w *World) build() {
 	w.watch()
 }
 
-// create is create-resource. It happens before anything can fail: a crash in the middle leaves nothing but leftovers, which has its own tests.
+// create is create-resource before anything can fail.
 func (w *World) create(n *node, res *simResource) {
-	base, err := readImage(n.disks[res.index], uint32(res.index), res.size)
-	if err != nil {
-		panic(err)
-	}
-	res.truth = newTruth(res, base)
 	n.quiet++
-	w.created[res.index] = n
-	r := newReplica(n, res)
-	cfg := r.config()
-	if err := n.fs.MkdirAll(dirOf(res)); err != nil {
-		panic(err)
-	}
-	v, err := volume.Create(cfg, res.size)
-	if err != nil {
-		panic(err)
-	}
-	err = v.Activate(n.id, history.Timeline{ID: history.TimelineID(w.rng.id.Uint64()>>1 + 1), Stamp: n.nextStamp()})
-	if err == nil {
-		err = v.Close()
-	}
-	if err != nil {
+	if err := n.makeReplica(res); err != nil {
 		panic(err)
 	}
 	n.quiet--
-	w.created[res.index] = nil
 	n.run(func() {
-		n.meta.batch(
-			meta.Change{Key: key(res.id, "name"), Value: encode(res.id)},
-			meta.Change{Key: key(res.id, "primary"), Value: encode(n.id)},
-			meta.Change{Key: key(res.id, "member", n.id), Value: encode(struct{}{})},
-		)
+		if err := n.meta.batch(n.birth(res)...); err != nil {
+			panic(err)
+		}
+		res.born = true
 	})
 	w.logf("%s: creates %s", n.id, res.id)
 }

@@ -122,6 +122,10 @@ func newVolume(cfg Config, st state) *Volume {
 
 // Create makes the first replica of a resource: the present content of the disk is its first content. The log begins at 0.
 func Create(cfg Config, size int64) (*Volume, error) {
+	// What is on the disk now is what the history begins with, and the log will not tell it: it must not change with a power cut.
+	if err := cfg.Disk.Flush(); err != nil {
+		return nil, fmt.Errorf("flush the disk: %w", err)
+	}
 	return create(cfg, state{Version: stateVersion, Size: size})
 }
 
