@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"mars/internal/control"
 )
 
 const (
@@ -50,10 +52,10 @@ func (b *bench) replayBacklog(ctx context.Context, c *cluster, row string, args 
 	if _, err := fio(ctx, j, c.target(c.a)); err != nil {
 		return err
 	}
-	if _, err := c.a.adm(ctx, "wait-resource", "disk0", "replay-reached"); err != nil {
+	if err := c.a.wait(ctx, "disk0", control.CondReplayReached); err != nil {
 		return err
 	}
-	if _, err := c.b.adm(ctx, "wait-resource", "disk0", "fetch-reached"); err != nil {
+	if err := c.b.wait(ctx, "disk0", control.CondFetchReached); err != nil {
 		return err
 	}
 	m, err := c.b.member(ctx)
@@ -61,7 +63,10 @@ func (b *bench) replayBacklog(ctx context.Context, c *cluster, row string, args 
 		return err
 	}
 	began := time.Now()
-	if err := c.b.admAll(ctx, []string{"resume-replay", "disk0"}, []string{"wait-resource", "disk0", "replay-reached"}); err != nil {
+	if _, err := c.b.adm(ctx, "resume-replay", "disk0"); err != nil {
+		return err
+	}
+	if err := c.b.wait(ctx, "disk0", control.CondReplayReached); err != nil {
 		return err
 	}
 	b.add(row, "MiB/s", marsAlone, float64(m.EndLSN-m.AppliedLSN)/(1<<20)/since(began))

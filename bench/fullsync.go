@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"mars/internal/control"
 )
 
 const (
@@ -108,7 +110,7 @@ func (b *bench) marsSyncs(ctx context.Context) error {
 			continue
 		}
 		err := b.syncOne(i, c.disks[0], "b.img", marsAlone, func(dst string) error {
-			return c.b.admAll(ctx, []string{"join-resource", "disk0", dst}, []string{"wait-resource", "disk0", "sync-off"}, []string{"wait-resource", "disk0", "uptodate"})
+			return c.b.fill(ctx, dst)
 		})
 		if err != nil {
 			return err
@@ -118,6 +120,17 @@ func (b *bench) marsSyncs(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// fill joins with a disk and returns when the replica is complete.
+func (n *node) fill(ctx context.Context, disk string) error {
+	if _, err := n.adm(ctx, "join-resource", "disk0", disk); err != nil {
+		return err
+	}
+	if err := n.wait(ctx, "disk0", control.CondSyncOff); err != nil {
+		return err
+	}
+	return n.wait(ctx, "disk0", control.CondUpToDate)
 }
 
 // syncOne prepares the target of the i-th row and measures seconds and bytes of one program.

@@ -32,7 +32,9 @@ var goals = []goal{
 	{row: syncEmpty, target: marsAlone, times: 0.9, against: []string{nbdcopyTLS}},
 	{row: handoverIdle, target: marsAlone, atMost: 300},
 	{row: handoverLoaded, target: marsAlone, atMost: 1000},
+	{row: recoveryRow, target: marsAlone, times: 1 / 1.2},
 	{row: peakMemory, target: marsPair, atMost: 256 + 2},
+	{row: idleMemory, target: marsAlone, atMost: 256 + 2*hundred},
 }
 
 // ours reports whether a target is marsd; all others are peers.

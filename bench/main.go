@@ -137,6 +137,9 @@ func init() {
 		{handoverNames, (*bench).handover},
 		{catchUpNames, (*bench).catchUp},
 		{fullSyncNames, (*bench).fullSync},
+		{recoveryNames, (*bench).recovery},
+		{loopJobs.names, (*bench).loopRows},
+		{idleNames, (*bench).idleRows},
 	}
 }
 

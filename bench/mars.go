@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"mars/internal/control"
 	"mars/tests/faultnet"
@@ -70,18 +72,18 @@ func (n *node) adm(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// admAll runs commands one after the other.
-func (n *node) admAll(ctx context.Context, commands ...[]string) error {
-	for _, c := range commands {
-		if _, err := n.adm(ctx, c...); err != nil {
-			return err
-		}
-	}
-	return nil
+// wait is marsadm wait-resource, without starting a process.
+func (n *node) wait(ctx context.Context, resource, condition string) error {
+	_, err := n.client().Do(ctx, control.Command{Verb: control.VerbWaitResource, Resource: resource, Condition: condition})
+	return err
+}
+
+func (n *node) client() *control.Client {
+	return control.Dial(filepath.Join(n.dir, control.SocketName))
 }
 
 func (n *node) status(ctx context.Context) (control.Status, error) {
-	return control.Dial(filepath.Join(n.dir, control.SocketName)).Status(ctx)
+	return n.client().Status(ctx)
 }
 
 // member is the node's own replica of its first resource.
@@ -138,7 +140,7 @@ func (c *cluster) addNode(ctx context.Context, p plan) (err error) {
 		return err
 	}
 	for i := range c.shape.count {
-		if _, err := c.b.adm(ctx, "wait-resource", c.shape.name(i), "uptodate"); err != nil {
+		if err := c.b.wait(ctx, c.shape.name(i), control.CondUpToDate); err != nil {
 			return err
 		}
 	}
@@ -162,19 +164,27 @@ func (c *cluster) joinNode(ctx context.Context, p plan) (err error) {
 	return err
 }
 
-// place gives a node a disk for every resource.
+// place gives a node a disk for every resource, some at a time.
 func (c *cluster) place(ctx context.Context, n *node, verb string) error {
+	const atOnce = 8
+	errs := make([]error, c.shape.count)
+	slots := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
 	for i := range c.shape.count {
 		disk, err := n.b.disk(n.name+"-"+c.shape.name(i)+".img", c.shape.size, content{seed: uint64(i)})
 		if err != nil {
-			return err
-		}
-		if _, err := n.adm(ctx, verb, c.shape.name(i), disk); err != nil {
-			return err
+			errs[i] = err
+			break
 		}
 		c.disks = append(c.disks, disk)
+		slots <- struct{}{}
+		wg.Go(func() { // ends with the command
+			_, errs[i] = n.adm(ctx, verb, c.shape.name(i), disk)
+			<-slots
+		})
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func (c *cluster) nodes() []*node {
@@ -188,7 +198,7 @@ func (c *cluster) nodes() []*node {
 func (c *cluster) settle(ctx context.Context) error {
 	for _, n := range c.nodes() {
 		for i := range c.shape.count {
-			if _, err := n.adm(ctx, "wait-resource", c.shape.name(i), "replay-reached"); err != nil {
+			if err := n.wait(ctx, c.shape.name(i), control.CondReplayReached); err != nil {
 				return err
 			}
 		}
@@ -208,13 +218,16 @@ func (c *cluster) target(n *node) *target {
 	return t
 }
 
-// startMars starts a cluster of n nodes.
-func (b *bench) startMars(ctx context.Context, s shape, n int) (*target, error) {
-	c, err := b.startCluster(ctx, plan{shape: s, nodes: n})
-	if err != nil {
-		return nil, err
+// mars makes targets that are served by the first node of a cluster.
+func mars(p plan) maker {
+	return func(b *bench, ctx context.Context, s shape) (*target, error) {
+		p.shape = s
+		c, err := b.startCluster(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		return c.target(c.a), nil
 	}
-	return c.target(c.a), nil
 }
 
 // has answers nil when the node has all log up to an LSN on stable storage.

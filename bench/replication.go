@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"mars/tests/faultnet"
@@ -24,32 +25,39 @@ func slowLineNames() []string { return []string{slowLineRow} }
 func handoverNames() []string { return []string{handoverIdle, handoverLoaded, handoverWhole} }
 
 // slowLine: the application's rate with a secondary behind 1 Mbit/s, and then behind nothing at all, against that without a secondary.
-func (b *bench) slowLine(ctx context.Context, _ int) error {
-	s := shape{1, b.o.size}
-	alone, err := b.startCluster(ctx, plan{shape: s, nodes: 1})
+func (b *bench) slowLine(ctx context.Context, rep int) error {
+	parts := []func(context.Context) error{b.noSecondary, b.farSecondary}
+	for i := range parts { // begin with another one each time
+		if err := errors.Join(parts[(i+rep)%len(parts)](ctx), b.unwind()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) noSecondary(ctx context.Context) error {
+	c, err := b.startCluster(ctx, plan{shape: shape{1, b.o.size}, nodes: 1})
 	if err != nil {
 		return err
 	}
-	if err := b.appRate(ctx, alone, marsNoSecondary); err != nil {
-		return err
-	}
-	if err := b.unwind(); err != nil {
-		return err
-	}
+	return b.appRate(ctx, c, marsNoSecondary)
+}
+
+func (b *bench) farSecondary(ctx context.Context) error {
 	line := faultnet.New()
 	b.later(func() error { line.Close(); return nil })
-	pair, err := b.startCluster(ctx, plan{shape: s, nodes: 2, between: line})
+	c, err := b.startCluster(ctx, plan{shape: shape{1, b.o.size}, nodes: 2, between: line})
 	if err != nil {
 		return err
 	}
 	const mbit = 1e6 / 8
 	line.Link("a", "b").Limit(mbit)
 	line.Link("b", "a").Limit(mbit)
-	if err := b.appRate(ctx, pair, marsSlow); err != nil {
+	if err := b.appRate(ctx, c, marsSlow); err != nil {
 		return err
 	}
 	line.Stall("a", "b")
-	return b.appRate(ctx, pair, marsCut)
+	return b.appRate(ctx, c, marsCut)
 }
 
 // appRate measures the application on a's device; the state before is the same for all: a's log is on its disk.

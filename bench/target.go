@@ -45,9 +45,7 @@ func (s shape) name(i int) string { return fmt.Sprintf("disk%d", i) }
 type maker func(b *bench, ctx context.Context, s shape) (*target, error)
 
 var nbdMakers = []maker{
-	(*bench).startQemu, (*bench).startNbdkit,
-	func(b *bench, ctx context.Context, s shape) (*target, error) { return b.startMars(ctx, s, 1) },
-	func(b *bench, ctx context.Context, s shape) (*target, error) { return b.startMars(ctx, s, 2) },
+	peer(qemuServer), peer(nbdkitServer), mars(plan{nodes: 1}), mars(plan{nodes: 2}),
 }
 
 func (b *bench) blockRows(ctx context.Context, rep int) error {
@@ -127,7 +125,12 @@ func (t *target) cpu() (map[string]float64, error) {
 	return used, nil
 }
 
-func (j job) do(b *bench, ctx context.Context, t *target) (figures, error) { return b.fio(ctx, j, t) }
+func (j job) do(b *bench, ctx context.Context, t *target) (figures, error) {
+	if len(j.args) == 0 {
+		return b.sqlite(ctx, t)
+	}
+	return b.fio(ctx, j, t)
+}
 
 // equalise brings the machine into the same state before every job of every target: nothing is going on, nothing is waiting to be written,
 // the disks are in the page cache as a whole.
@@ -155,7 +158,7 @@ func readThrough(path string) error {
 }
 
 func (b *bench) recordMemory(t *target, s shape) error {
-	if s.count > 1 || len(t.procs) == 0 || !b.wanted(peakMemory) {
+	if s.count > 1 || len(t.procs) == 0 || t.device != "" {
 		return nil
 	}
 	peak, err := t.procs[0].memory("status", "VmHWM")
@@ -200,37 +203,51 @@ func seeded(seed uint64) *rand.ChaCha8 {
 	return rand.NewChaCha8(key)
 }
 
-func (b *bench) startQemu(ctx context.Context, s shape) (*target, error) {
-	return b.startPeer(ctx, qemu, s, func(sock, disk string) []string {
+// server is the command line of a peer.
+type server struct {
+	name string
+	argv func(sock, disk string) []string
+}
+
+var (
+	qemuServer = server{qemu, func(sock, disk string) []string {
 		return []string{"qemu-nbd", "--cache=writeback", "-f", "raw", "-t", "-e", "16", "-k", sock, disk}
-	})
+	}}
+	nbdkitServer = server{nbdkit, func(sock, disk string) []string { return []string{"nbdkit", "-f", "-U", sock, "file", disk} }}
+)
+
+// peer makes targets that are served by s, one process for each device.
+func peer(s server) maker {
+	return func(b *bench, ctx context.Context, sh shape) (*target, error) {
+		t := &target{name: s.name, size: sh.size, settle: func(context.Context) error { return nil }}
+		for i := range sh.count {
+			disk, err := b.disk(sh.name(i)+".img", sh.size, content{seed: uint64(i)})
+			if err != nil {
+				return nil, err
+			}
+			t.disks = append(t.disks, disk)
+		}
+		return t, b.serve(ctx, t, s)
+	}
 }
 
-func (b *bench) startNbdkit(ctx context.Context, s shape) (*target, error) {
-	return b.startPeer(ctx, nbdkit, s, func(sock, disk string) []string { return []string{"nbdkit", "-f", "-U", sock, "file", disk} })
-}
-
-// startPeer starts one server for each device.
-func (b *bench) startPeer(ctx context.Context, name string, s shape, argv func(sock, disk string) []string) (*target, error) {
-	t := &target{name: name, size: s.size, settle: func(context.Context) error { return nil }}
-	for i := range s.count {
-		disk, err := b.disk(s.name(i)+".img", s.size, content{seed: uint64(i)})
+// serve starts the processes for the disks of t and waits until all of them are there.
+func (b *bench) serve(ctx context.Context, t *target, s server) error {
+	for _, disk := range t.disks {
+		sock := disk + ".sock"
+		argv := s.argv(sock, disk)
+		p, err := b.start(argv[0], argv[1:]...)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		sock := filepath.Join(b.o.dir, s.name(i)+".sock")
-		p, err := b.start(argv(sock, disk)[0], argv(sock, disk)[1:]...)
-		if err != nil {
-			return nil, err
-		}
-		t.disks, t.sockets, t.procs = append(t.disks, disk), append(t.sockets, sock), append(t.procs, p)
+		t.sockets, t.procs = append(t.sockets, sock), append(t.procs, p)
 	}
 	for _, sock := range t.sockets {
 		if err := waitSocket(ctx, sock); err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", t.name, err)
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // since is the time in seconds.

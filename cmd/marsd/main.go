@@ -31,15 +31,25 @@ func run() int {
 		Use: "marsd", Short: "Replicate block devices asynchronously over any distance", Args: cobra.NoArgs, Version: version,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	flags := config.AddFlags(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := flags.Load()
-		if err != nil {
-			return err
-		}
-		usage = false
-		return serve(cmd.Context(), cfg)
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	drop := &cobra.Command{
+		Use: "drop-devices", Short: "Give up the devices that a dead marsd has left: who waits for them gets errors", Args: cobra.NoArgs,
 	}
+	cmd.AddCommand(drop)
+	// configured makes a command take the settings, and do f with them.
+	configured := func(c *cobra.Command, f func(context.Context, config.Config) error) {
+		flags := config.AddFlags(c.Flags())
+		c.RunE = func(c *cobra.Command, _ []string) error {
+			cfg, err := flags.Load()
+			if err != nil {
+				return err
+			}
+			usage = false
+			return f(c.Context(), cfg)
+		}
+	}
+	configured(cmd, serve)
+	configured(drop, func(_ context.Context, cfg config.Config) error { return node.DropDevices(cfg, os.Stdout, newLog(cfg)) })
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err := cmd.ExecuteContext(ctx)
@@ -56,9 +66,13 @@ func run() int {
 // memoryLimit makes the collector work harder before the daemon takes more; most of its data lie in the page cache, not here.
 const memoryLimit = 512 << 20
 
+func newLog(cfg config.Config) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+}
+
 func serve(ctx context.Context, cfg config.Config) (err error) {
 	debug.SetMemoryLimit(memoryLimit)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	log := newLog(cfg)
 	for _, e := range loop.ProtectFromReclaim() {
 		log.Debug("not protected from memory reclaim", "err", e)
 	}

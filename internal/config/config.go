@@ -34,7 +34,8 @@ type DeviceMode string
 
 // Device modes. The NBD socket DIR/dev/NAME.sock is there in every mode.
 const (
-	DeviceAuto DeviceMode = "auto" // the best that the machine allows: nbd, loop, none
+	DeviceAuto DeviceMode = "auto" // the best that the machine allows: ublk, nbd, loop, none
+	DeviceUblk DeviceMode = "ublk" // a real block device through the kernel's ublk driver; outlives a restart of marsd
 	DeviceNBD  DeviceMode = "nbd"  // a real block device through the kernel's nbd driver; outlives a restart of marsd
 	DeviceLoop DeviceMode = "loop" // a real block device through a loop device; failing to make one is an error
 	DeviceNone DeviceMode = "none" // only NBD

@@ -123,7 +123,7 @@ func TestRefusals(t *testing.T) {
 		"primary_wait = \"-5s\"":               "0s to 1h0m0s are allowed",
 		"write_cache = true":                   "must be a string",
 		"write_cache = \"yes\"":                `"on" or "off"`,
-		"device = \"ublk\"":                    "[auto nbd loop none]",
+		"device = \"tape\"":                    "[auto ublk nbd loop none]",
 		"log_level = \"loud\"":                 "[debug info warn error]",
 		"listen = \"7777\"":                    "HOST:PORT",
 		"listen = \"[::]:http\"":               "from 0 to 65535",
@@ -204,7 +204,7 @@ func TestFlags(t *testing.T) {
 	if err != nil || c.Dir != dir || c.Name != "n1" || c.LogLimitBytes != 1<<30 || c.Device != DeviceNone {
 		t.Errorf("got %+v, %v", c, err)
 	}
-	for _, bad := range []string{"--device=ublk", "--log-limit=10GB", "--name=a/b", "--frobnicate", "--primary-wait=5"} {
+	for _, bad := range []string{"--device=tape", "--log-limit=10GB", "--name=a/b", "--frobnicate", "--primary-wait=5"} {
 		set := pflag.NewFlagSet("marsd", pflag.ContinueOnError)
 		set.SetOutput(new(strings.Builder))
 		AddFlags(set)

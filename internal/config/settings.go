@@ -32,9 +32,9 @@ var settings = []setting{
 	stringSetting("listen", "`HOST:PORT` for connections of the peers", func(c *Config) *string { return &c.Listen }, checkListen),
 	stringSetting("advertise", "`HOST:PORT` at which the peers find this node (default: found out)", func(c *Config) *string { return &c.Advertise }, optional(checkAdvertise)),
 	{
-		key: "device", help: "`MODE` in which a primary shows its devices: auto (the first that works), nbd (the kernel driver), loop, none (NBD socket only)",
+		key: "device", help: "`MODE` in which a primary shows its devices: auto (the first that works), ublk or nbd (the kernel drivers), loop, none (NBD socket only)",
 		set: func(c *Config, text string) error {
-			return oneOf(text, &c.Device, DeviceAuto, DeviceNBD, DeviceLoop, DeviceNone)
+			return oneOf(text, &c.Device, DeviceAuto, DeviceUblk, DeviceNBD, DeviceLoop, DeviceNone)
 		}, show: func(c Config) string { return string(c.Device) },
 	},
 	pathSetting("dev_dir", "`DIR` of the links to the devices (default: /dev/mars as root, else DIR/dev)", func(c *Config) *string { return &c.DevDir }),

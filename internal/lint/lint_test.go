@@ -17,10 +17,10 @@ import (
 // layers lists the packages from the ground up; a package may import those before it in the list, and those beside it where it says so. See
 // ARCHITECTURE.md for what each of them is.
 var layers = [][]string{
-	{"bytesize", "history", "lamport", "name", "block/sectors", "vfs", "vfs/inject", "vfs/crashfs"},
+	{"bytesize", "history", "lamport", "name", "block/sectors", "vfs", "vfs/inject", "vfs/crashfs", "iouring"},
 	{"block", "block/blocktest", "extent", "identity", "meta"},
-	{"translog", "transport", "device", "device/blockdev"},
-	{"replay", "ship", "fullsync", "cluster", "device/nbd", "device/loop", "device/knbd", "control", "config"},
+	{"translog", "transport", "device", "device/blockdev", "device/buffer"},
+	{"replay", "ship", "fullsync", "cluster", "device/nbd", "device/loop", "device/knbd", "device/ublk", "control", "config"},
 	{"volume", "view"},
 	{"resource"},
 	{"node"},

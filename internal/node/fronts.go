@@ -16,6 +16,7 @@ import (
 	"mars/internal/device/knbd"
 	"mars/internal/device/loop"
 	"mars/internal/device/nbd"
+	"mars/internal/device/ublk"
 	"mars/internal/history"
 )
 
@@ -62,6 +63,7 @@ type kind struct {
 
 // kinds are all there are, the best first.
 var kinds = []kind{
+	{config.DeviceUblk, ublk.Available, openUblk, func(cfg config.Config) ([]device.Paused, error) { return ublk.Leftovers(ublkDir(cfg)) }},
 	{config.DeviceNBD, knbd.Available, openNBD, func(cfg config.Config) ([]device.Paused, error) { return knbd.Leftovers(nbdDir(cfg)) }},
 	{config.DeviceLoop, loop.Available, openLoop, nil},
 }
@@ -81,6 +83,16 @@ func openNBD(rep *replica) (device.FrontEnd, error) {
 		BlockSize: int(rep.disk.LogicalBlockSize()), Log: n.log, Tenure: rep.tenure(), Continues: rep.continues,
 	})
 }
+
+func openUblk(rep *replica) (device.FrontEnd, error) {
+	n, name := rep.r.n, rep.r.name()
+	return ublk.Open(ublk.Config{
+		Resource: rep.r.id, Dev: rep.vol, Dir: ublkDir(n.cfg), Link: filepath.Join(n.cfg.DevDir, name),
+		BlockSize: int(rep.disk.LogicalBlockSize()), Log: n.log.With("res", name), Tenure: rep.tenure(), Continues: rep.continues,
+	})
+}
+
+func ublkDir(cfg config.Config) string { return filepath.Join(cfg.Dir, "ublk") }
 
 func nbdDir(cfg config.Config) string { return filepath.Join(cfg.Dir, "nbd") }
 

@@ -3,7 +3,7 @@
 // resource does; a node observes, asks, and does as told, again and again.
 //
 // Layout of DIR: identity and metadata (package cluster), `resource/ID/` with state file and log of each replica (package volume),
-// `dev/NAME.sock` NBD sockets, `loop/` mount points, `nbd/` records of nbd devices, `marsd.sock` control socket, `marsd.lock`.
+// `dev/NAME.sock` NBD sockets, `loop/` mount points, `nbd/` and `ublk/` records of devices, `marsd.sock` control socket, `marsd.lock`.
 package node
 
 import (

@@ -448,8 +448,11 @@ func (w *World) checkBounds(n *node) {
 		w.failf("I9", "%s: has %d entries of metadata, the bound is %d", n.id, n.meta.tree.Len(), most)
 	}
 	for _, r := range n.reps {
-		if r != nil && r.vol != nil && r.vol.Status().Writable && r.vol.Backlog() > r.res.shape.writeback+overshoot {
-			w.failf("I9", "%s/%s: %d bytes of log are to be written back, the bound is %d", n.id, r.res.id, r.vol.Backlog(), r.res.shape.writeback)
+		if r == nil || r.vol == nil || !r.vol.Status().Writable {
+			continue
+		}
+		if used, _ := r.vol.Backlog(); used > r.res.shape.writeback+overshoot {
+			w.failf("I9", "%s/%s: %d bytes of log are to be written back, the bound is %d", n.id, r.res.id, used, r.res.shape.writeback)
 		}
 	}
 }

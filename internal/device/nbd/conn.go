@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mars/internal/block"
+	"mars/internal/device/buffer"
 )
 
 const (
@@ -250,11 +251,11 @@ func (c *conn) write(r *request) error {
 		c.replies.drop(r)
 		return err
 	}
-	if err := c.receivePayload(r.payload.data); err != nil {
+	if err := c.receivePayload(r.payload.Data); err != nil {
 		c.replies.drop(r)
 		return err
 	}
-	r.Data = r.payload.data
+	r.Data = r.payload.Data
 	c.collect(r)
 	return nil
 }
@@ -278,7 +279,7 @@ func (c *conn) read(r *request) error {
 		return err
 	}
 	if c.srv.nowait != nil {
-		ok, err := c.srv.nowait.ReadAtNowait(r.payload.data, r.Off)
+		ok, err := c.srv.nowait.ReadAtNowait(r.payload.Data, r.Off)
 		if ok || err != nil {
 			c.answer(r, err)
 			return nil
@@ -289,7 +290,7 @@ func (c *conn) read(r *request) error {
 }
 
 func (c *conn) blockStatus(r *request) error {
-	if err := c.reserve(r, 1<<minPayloadShift); err != nil {
+	if err := c.reserve(r, buffer.MinSize); err != nil {
 		c.replies.drop(r)
 		return err
 	}
@@ -322,7 +323,7 @@ func (c *conn) alone() bool { return c.lone && c.in.buffered() == 0 }
 
 // reserve gives r a payload buffer of n bytes, waiting until there is room for it.
 func (c *conn) reserve(r *request, n int) error {
-	cost := payloadCost(n)
+	cost := buffer.Cost(n)
 	if ok, _ := c.srv.budget.take(&c.share, cost); !ok {
 		c.pause()
 		if err := c.srv.waitForRoom(c, cost); err != nil {
@@ -330,7 +331,7 @@ func (c *conn) reserve(r *request, n int) error {
 		}
 		c.replies.busy()
 	}
-	r.payload = newPayload(n)
+	r.payload = buffer.New(n)
 	return nil
 }
 

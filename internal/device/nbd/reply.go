@@ -9,7 +9,7 @@ func (r *request) body() []byte {
 	if r.err != nil || r.payload == nil {
 		return nil
 	}
-	return r.payload.data
+	return r.payload.Data
 }
 
 // appendHead appends the head of the reply to r. Only replies that carry data need to be structured, and that only if it was negotiated.
@@ -18,9 +18,9 @@ func (r *request) appendHead(b []byte) []byte {
 		return r.appendShort(b, e)
 	}
 	if r.cmd == cmdBlockStatus {
-		return appendChunk(b, chunkBlockStatus, r.cookie, len(r.payload.data))
+		return appendChunk(b, chunkBlockStatus, r.cookie, len(r.payload.Data))
 	}
-	b = appendChunk(b, chunkOffsetData, r.cookie, 8+len(r.payload.data))
+	b = appendChunk(b, chunkOffsetData, r.cookie, 8+len(r.payload.Data))
 	return binary.BigEndian.AppendUint64(b, uint64(r.Off))
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"mars/internal/block"
+	"mars/internal/device/buffer"
 )
 
 // header is a decoded request header.
@@ -64,8 +65,8 @@ type request struct {
 	cookie  uint64
 	cmd     uint16
 	reqOne  bool
-	payload *payload // memory accounted for in the budget; nil when none is held
-	err     error    // the outcome
+	payload *buffer.Buffer // memory accounted for in the budget; nil when none is held
+	err     error          // the outcome
 }
 
 var requests sync.Pool
@@ -94,8 +95,8 @@ func (r *request) freePayload() {
 	if r.payload == nil {
 		return
 	}
-	cost := int64(len(r.payload.mem))
-	r.payload.free()
+	cost := r.payload.Cost()
+	r.payload.Free()
 	r.payload, r.Data = nil, nil
 	r.conn.srv.budget.give(&r.conn.share, cost)
 }
@@ -119,7 +120,7 @@ func (r *request) run() error {
 	dev := r.conn.srv.cfg.Dev
 	switch r.cmd {
 	case cmdRead:
-		return dev.ReadAt(r.payload.data, r.Off)
+		return dev.ReadAt(r.payload.Data, r.Off)
 	case cmdBlockStatus:
 		return r.blockStatus()
 	case cmdWrite:
@@ -140,7 +141,7 @@ var (
 )
 
 // maxExtents is the largest number of extents of one reply; they take one payload of the smallest class.
-const maxExtents = (1<<minPayloadShift - 4) / 8
+const maxExtents = (buffer.MinSize - 4) / 8
 
 // blockStatus fills the payload with the chunk for base:allocation.
 func (r *request) blockStatus() error {
@@ -152,12 +153,12 @@ func (r *request) blockStatus() error {
 	if err != nil {
 		return err
 	}
-	data := binary.BigEndian.AppendUint32(r.payload.data[:0], allocationID)
+	data := binary.BigEndian.AppendUint32(r.payload.Data[:0], allocationID)
 	data = appendExtents(data, extents[:min(len(extents), limit)], r.Len)
 	if len(data) == 4 {
 		return errNoExtents
 	}
-	r.payload.data = data
+	r.payload.Data = data
 	return nil
 }
 
