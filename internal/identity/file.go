@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"mars/internal/vfs"
 )
 
 const (
@@ -24,10 +26,20 @@ const (
 	blockKey    = "MARS NODE PRIVATE KEY"
 )
 
+// files is where identity and tokens are kept.
+type files struct {
+	fs      vfs.FS
+	protect func(dir string) error // makes a directory the owner's alone
+}
+
+var disk = files{vfs.OS(), func(dir string) error { return os.Chmod(dir, 0o700) }}
+
 // Load reads the identity stored below dir. ErrNone says that there is none.
-func Load(dir string) (*Identity, error) {
+func Load(dir string) (*Identity, error) { return disk.load(dir) }
+
+func (f files) load(dir string) (*Identity, error) {
 	name := filepath.Join(dir, subdir, identityFile)
-	data, err := readFile(name)
+	data, err := vfs.ReadFile(f.fs, name, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", name, ErrNone)
 	}
@@ -54,7 +66,9 @@ func parse(data []byte) (*Identity, error) {
 }
 
 // Save stores the identity below dir. When it returns nil the identity is durable; after a crash it is there completely or not at all.
-func (id *Identity) Save(dir string) error {
+func (id *Identity) Save(dir string) error { return disk.save(id, dir) }
+
+func (f files) save(id *Identity, dir string) error {
 	caKey, err1 := x509.MarshalPKCS8PrivateKey(id.caKey)
 	key, err2 := x509.MarshalPKCS8PrivateKey(id.key)
 	if err := errors.Join(err1, err2); err != nil {
@@ -67,86 +81,37 @@ func (id *Identity) Save(dir string) error {
 	} {
 		data = append(data, pem.EncodeToMemory(&b)...)
 	}
-	return writeFile(filepath.Join(dir, subdir), identityFile, data)
+	return f.write(filepath.Join(dir, subdir), identityFile, data)
 }
 
 // Remove deletes the identity below dir, and the tokens it had issued. When it returns nil that is durable. Nothing there is no error.
-func Remove(dir string) error {
+func Remove(dir string) error { return disk.remove(dir) }
+
+func (f files) remove(dir string) error {
 	dir = filepath.Join(dir, subdir)
 	for _, name := range []string{identityFile, tokensFile} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := f.fs.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove identity: %w", err)
 		}
 	}
-	if err := syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := f.fs.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove identity: %w", err)
 	}
 	return nil
 }
 
-func readFile(name string) ([]byte, error) {
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", name, info.Size(), maxFile)
-	}
-	return os.ReadFile(name)
-}
-
-// writeFile replaces the file name in dir, both for the owner only. Like vfs.WriteFileAtomic, but it has to set permissions. A failed sync
-// is not retried: the caller gives up.
-func writeFile(dir, name string, data []byte) error {
-	if err := makeDir(dir); err != nil {
-		return err
-	}
-	tmp := filepath.Join(dir, name+".tmp")
-	if err := writeSynced(tmp, data); err != nil {
-		return fmt.Errorf("write %s: %w", tmp, err)
-	}
-	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
-		return fmt.Errorf("publish %s: %w", name, err)
-	}
-	if err := syncDir(dir); err != nil {
-		return fmt.Errorf("sync directory of %s: %w", name, err)
-	}
-	return nil
-}
-
-func makeDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// write replaces the file name in dir, both for the owner only.
+func (f files) write(dir, name string, data []byte) error {
+	if err := f.fs.MkdirAll(dir); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	if err := f.protect(dir); err != nil {
 		return fmt.Errorf("protect directory: %w", err)
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil {
-		return fmt.Errorf("sync parent of %s: %w", dir, err)
-	}
-	return nil
-}
-
-func writeSynced(name string, data []byte) (err error) {
+	name = filepath.Join(dir, name)
 	// A left-over of an earlier crash might have other permissions.
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := f.fs.Remove(name + ".tmp"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return vfs.WriteFileAtomic(f.fs, name, data)
 }

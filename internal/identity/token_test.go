@@ -108,7 +108,7 @@ func TestTokenRefusals(t *testing.T) {
 }
 
 func TestTokensAreBounded(t *testing.T) {
-	tokens := &Tokens{dir: t.TempDir()}
+	tokens := &Tokens{files: disk, dir: t.TempDir()}
 	for range maxTokens {
 		tokens.mu.records = append(tokens.mu.records, tokenRecord{Expiry: t0.Unix()})
 	}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"mars/internal/vfs"
 )
 
 const (
@@ -30,7 +32,8 @@ var (
 
 // Tokens remembers which tokens this node has issued, on disk. It stores only hashes of their secrets. It is safe for concurrent use.
 type Tokens struct {
-	dir string
+	files files
+	dir   string
 
 	// mu makes changes of the file strictly one after the other - that is what makes a token good for only one use - and so is held while the
 	// file is written. Nothing else waits for it.
@@ -47,10 +50,12 @@ type tokenRecord struct {
 }
 
 // OpenTokens reads what is remembered below dir.
-func OpenTokens(dir string) (*Tokens, error) {
-	t := &Tokens{dir: filepath.Join(dir, subdir)}
+func OpenTokens(dir string) (*Tokens, error) { return disk.openTokens(dir) }
+
+func (f files) openTokens(dir string) (*Tokens, error) {
+	t := &Tokens{files: f, dir: filepath.Join(dir, subdir)}
 	name := filepath.Join(t.dir, tokensFile)
-	data, err := readFile(name)
+	data, err := vfs.ReadFile(f.fs, name, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t, nil
 	}
@@ -92,7 +97,7 @@ func (t *Tokens) save(records []tokenRecord) error {
 	if err != nil {
 		return fmt.Errorf("encode join tokens: %w", err)
 	}
-	if err := writeFile(t.dir, tokensFile, data); err != nil {
+	if err := t.files.write(t.dir, tokensFile, data); err != nil {
 		return fmt.Errorf("store join tokens: %w", err)
 	}
 	t.mu.records = records
