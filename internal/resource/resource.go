@@ -312,9 +312,7 @@ func decideSync(in *Input, p *Plan) {
 	case p.Fetch != "" && slices.Contains(in.Local.Lacking, p.Fetch) && in.Switches.Sync && SyncSource(*in) != "":
 		p.StartOver = true
 	case in.Local.Sync.Copied:
-		if p.Fetch == "" && in.Local.Path.End < in.Local.Sync.Until.LSN {
-			p.WaitsFor = "a member to fetch the rest of the log from"
-		}
+		decideCopied(in, p)
 	case !in.Switches.Sync:
 		p.WaitsFor = "resume-sync"
 	default:
