@@ -34,7 +34,8 @@ func (p *peer) clockAt(now time.Time) (time.Time, bool) {
 	return c.shown.Add(now.Sub(c.at)), !c.shown.IsZero() && p.aliveAt(now)
 }
 
-// theirClocks returns what the clocks of the peers in contact show when ours shows now. alone is true when there are no other members.
+// theirClocks returns what the clocks of the peers in contact show when ours shows now. alone is true when there are no other members: one whose join
+// has not come to its end may be refused just for what our clock has done.
 func (m *member) theirClocks(now time.Time) (shown []time.Time, alone bool) {
 	for _, p := range m.allPeers() {
 		if t, known := p.clockAt(now); known {
@@ -42,7 +43,11 @@ func (m *member) theirClocks(now time.Time) (shown []time.Time, alone bool) {
 		}
 	}
 	records, bad := m.records()
-	return shown, len(records) <= 1 && len(bad) == 0
+	alone = len(bad) == 0
+	for id, r := range records {
+		alone = alone && (id == m.id.Node() || r.Pending)
+	}
+	return shown, alone
 }
 
 // PutRight decides whether this node's clock, which shows now, was far ahead and is right again: newest, the newest of its stamps, is too far in the

@@ -29,6 +29,7 @@ import (
 	"mars/internal/lamport"
 	"mars/internal/meta"
 	"mars/internal/transport"
+	"mars/internal/vfs"
 )
 
 // Conditions that callers branch on.
@@ -45,6 +46,8 @@ var (
 	ErrNodeAlive = errors.New("node is alive")
 	// ErrUnconfirmed says that no other member has taken note.
 	ErrUnconfirmed = errors.New("no other member has confirmed")
+	// ErrLeaving says that this host is about to leave: what it changes now nobody would take.
+	ErrLeaving = errors.New("this host is leaving the cluster")
 	// ErrConfig says that the configuration does not allow what was asked for.
 	ErrConfig = errors.New("configuration")
 	// ErrClosed says that the Cluster was closed.
@@ -133,7 +136,7 @@ func Open(cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := vfs.OS().MkdirAll(cfg.Dir); err != nil { // durable, as what will be in it
 		return nil, fmt.Errorf("open cluster: %w", err)
 	}
 	c := &Cluster{cfg: cfg, op: make(chan struct{}, 1)}
@@ -355,6 +358,11 @@ func (c *Cluster) withStore(f func(*meta.Store) error) error {
 	m, err := c.current()
 	if err != nil {
 		return err
+	}
+	m.changes.RLock()
+	defer m.changes.RUnlock()
+	if m.leaving {
+		return ErrLeaving
 	}
 	return f(m.store)
 }

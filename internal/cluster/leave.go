@@ -31,6 +31,8 @@ func (c *Cluster) Leave(ctx context.Context, o LeaveOptions) error {
 	if err != nil {
 		return fmt.Errorf("leave cluster: %w", err)
 	}
+	m.setLeaving(true)
+	defer m.setLeaving(false)
 	if err := m.sayGoodbye(ctx); err != nil && !o.Force {
 		return fmt.Errorf("leave cluster: %w: connect the network, or use --force and remove this node at another one later", err)
 	} else if err != nil {
@@ -57,8 +59,6 @@ func (m *member) sayGoodbye(ctx context.Context) error {
 	if m.evicted() {
 		return nil
 	}
-	m.leaving.Store(true)
-	defer m.leaving.Store(false)
 	var err error
 	for _, p := range m.allPeers() {
 		err = m.goodbyeTo(ctx, p)

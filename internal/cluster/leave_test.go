@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"testing"
 
 	"mars/internal/identity"
@@ -30,6 +31,25 @@ func TestLeaveIsKnownEverywhereAndLeavesNothing(t *testing.T) {
 	}
 	must(t, b.Leave(t.Context(), LeaveOptions{}))
 	inNoCluster(t, w, b)
+}
+
+// A change that is made while the node leaves would be acknowledged and lost: nobody takes it any more (found by the simulator, seed 30020).
+func TestNoChangesWhileLeaving(t *testing.T) {
+	w := newWorld(t)
+	all := w.cluster("a", "b")
+	m, err := all[1].current()
+	must(t, err)
+	m.setLeaving(true)
+	if err := all[1].Put("k", []byte("v")); !errors.Is(err, ErrLeaving) {
+		t.Errorf("put: %v", err)
+	}
+	m.setLeaving(false)
+	must(t, all[1].Put("k", []byte("v")))
+	sees(t, all[0], "k", "v")
+	must(t, all[1].Leave(t.Context(), LeaveOptions{}))
+	if err := all[1].Put("k", []byte("w")); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("put after leaving: %v", err)
+	}
 }
 
 func TestLastNodeLeaves(t *testing.T) {

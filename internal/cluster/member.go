@@ -31,7 +31,11 @@ type member struct {
 	// joining lets newcomers in one after the other, so that two cannot get the same name: who has put something in may go on.
 	joining chan struct{}
 	refused refusals
-	leaving atomic.Bool // it is no news to be removed
+
+	// changes is held by those who change the metadata, so that none is made any more when leaving is set: once a peer has confirmed, nobody takes
+	// anything from here.
+	changes sync.RWMutex
+	leaving bool // under changes
 
 	mu struct {
 		sync.Mutex
@@ -107,7 +111,7 @@ func (m *member) manage() {
 // reconcile starts peers for new members and stops those of members that are gone.
 func (m *member) reconcile(records map[string]record, bad []error) {
 	m.reportRecords(records, bad)
-	if _, in := records[m.id.Node()]; !in && !m.leaving.Load() {
+	if _, in := records[m.id.Node()]; !in && !m.isLeaving() {
 		m.log.Error("this node was removed from the cluster: use leave-cluster --force, then join again", "cluster", m.id.Cluster())
 	}
 	m.mu.Lock()
@@ -125,6 +129,20 @@ func (m *member) reconcile(records map[string]record, bad []error) {
 	m.mu.Unlock()
 	// Sessions of class Meta look after themselves, because they have to answer a leaving node.
 	m.ep.Recheck(transport.Log, transport.Sync)
+}
+
+// setLeaving returns when all changes that were begun before are made.
+func (m *member) setLeaving(leaving bool) {
+	m.changes.Lock()
+	defer m.changes.Unlock()
+	m.leaving = leaving
+}
+
+// isLeaving: then it is no news to be removed.
+func (m *member) isLeaving() bool {
+	m.changes.RLock()
+	defer m.changes.RUnlock()
+	return m.leaving
 }
 
 // reportRecords tells the operator what is wrong with the list of nodes. Two nodes of the same name can come about when they join at two members at

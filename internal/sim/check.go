@@ -507,6 +507,7 @@ func (w *World) checkWaits(r *replica) {
 		return
 	}
 	if w.now-r.quietAt > silence {
-		w.failf("I11", "%s/%s is %s since %v and does not say why: %+v", r.n.id, r.res.id, unfulfilled, r.quietAt, *p)
+		w.failf("I11", "%s/%s is %s since %v and does not say why: end %d, applied %d, sync %+v, %+v", r.n.id, r.res.id, unfulfilled,
+			r.quietAt, l.Path.End, l.Applied.LSN, l.Sync, *p)
 	}
 }

@@ -329,6 +329,8 @@ func (n *node) leaveCluster(c *command, force bool) error {
 	}
 	alone := len(n.roster()) <= 1
 	told, asked := n.evicted() || alone, false
+	n.leaving = true
+	c.undo = func() { n.leaving = false }
 	c.poll = func() (bool, error) {
 		told = told || n.evicted()
 		switch {
@@ -452,7 +454,7 @@ func (n *node) admit(name, id string) error {
 		changes = append(changes, n.removal(x)...)
 	}
 	rec := cluster.NodeRecord(cluster.NodeInfo{Name: name, Addr: name + ":7777", Pending: true})
-	return n.meta.batch(append(changes, meta.Change{Key: cluster.NodeKey(id), Value: rec})...)
+	return n.meta.commit(append(changes, meta.Change{Key: cluster.NodeKey(id), Value: rec})...)
 }
 
 // settleIn takes what a member has to have. The moment of truth is when the identity is stored.

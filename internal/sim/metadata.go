@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,8 +69,15 @@ func (m *metadata) flush() {
 	m.floor = m.clock.Floor()
 }
 
-// batch makes changes durably.
+// batch makes changes durably, unless the node is leaving the cluster.
 func (m *metadata) batch(changes ...meta.Change) error {
+	if m.n.leaving {
+		return cluster.ErrLeaving
+	}
+	return m.commit(changes...)
+}
+
+func (m *metadata) commit(changes ...meta.Change) error {
 	if m.n.dying || m.n.mayDie() {
 		return errDead
 	}
@@ -95,6 +103,9 @@ func (m *metadata) put(key string, v any) error {
 func (m *metadata) putAfter(key string, v any, old lamport.Stamp) error {
 	if m.n.dying {
 		return errDead
+	}
+	if m.n.leaving {
+		return cluster.ErrLeaving
 	}
 	if !m.apply(meta.Entry{Key: key, Value: encode(v), Stamp: lamport.Stamp{Time: old.Time + 1, Node: m.n.id}}) {
 		return meta.ErrSuperseded
@@ -451,7 +462,7 @@ func (g *gossip) takeEntries(payload []byte) {
 // letGo deletes the peer, which wants that.
 func (g *gossip) letGo(e *end) {
 	problem := ""
-	if err := g.n.meta.batch(g.n.removal(e.peer.as)...); err != nil {
+	if err := g.n.meta.commit(g.n.removal(e.peer.as)...); err != nil {
 		problem = err.Error()
 	}
 	if g.n.dying {
@@ -503,6 +514,11 @@ func (g *gossip) sendEntries(entries []meta.Entry) {
 	}
 }
 
+// alone reports whether there are no other members, or only such whose join has not come to its end.
+func (n *node) alone() bool {
+	return !slices.ContainsFunc(n.roster(), func(i cluster.NodeInfo) bool { return i.ID != n.id && !i.Pending })
+}
+
 // amend repairs what was stamped while the clock was too far ahead, as package cluster does.
 func (n *node) amend() {
 	m, now := n.meta, n.wall()
@@ -516,7 +532,7 @@ func (n *node) amend() {
 			theirs = append(theirs, g.shown.Add(n.w.now-g.shownAt))
 		}
 	}
-	if !cluster.PutRight(newest, now, theirs, len(n.roster()) <= 1) {
+	if !cluster.PutRight(newest, now, theirs, n.alone()) {
 		return
 	}
 	m.flush()

@@ -17,6 +17,7 @@ type node struct {
 	cluster string // of which that is a member; empty = none
 	joins   int
 	judge   bool // it has removed others
+	leaving bool // the cluster: others have been asked for that
 	index   int
 	up      bool
 	life    int // of the process; events of an earlier one do nothing
@@ -86,6 +87,7 @@ func (n *node) start() {
 		n.opsTo = 1 + w.rng.fault.IntN(100) // during recovery
 	}
 	n.meta.restart()
+	n.leaving = false
 	n.gossip, n.swept, n.rechecked = nil, 0, 0
 	for _, p := range n.w.nodes {
 		n.gossip = append(n.gossip, &gossip{n: n, peer: p})
