@@ -73,6 +73,11 @@ func Dial(path, export string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open NBD export %s: %w", export, err)
 	}
+	return Open(conn, export)
+}
+
+// Open opens the export over a connection, which it takes over.
+func Open(conn net.Conn, export string) (*Client, error) {
 	c := &Client{conn: conn, r: bufio.NewReader(conn), waiting: map[uint64]*call{}, done: make(chan struct{})}
 	if err := c.negotiate(export); err != nil {
 		conn.Close()

@@ -38,6 +38,27 @@ func (d *door) accept(l net.Listener) error {
 	}
 }
 
+// floodReport is how often, at most, the operator is told that connections had to go because there are too many.
+const floodReport = time.Minute
+
+// flood counts such connections.
+type flood struct {
+	n        int           // since the last report
+	reported time.Duration // on clock; 0: never
+}
+
+// one counts one more. It returns how many are to be reported now, 0 if it is too early for that.
+func (f *flood) one() int {
+	f.n++
+	now := clock()
+	if f.reported != 0 && now-f.reported < floodReport {
+		return 0
+	}
+	n := f.n
+	f.n, f.reported = 0, now
+	return n
+}
+
 // isShortage says that an Accept failed for want of something that will be there again.
 func isShortage(err error) bool {
 	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {

@@ -20,9 +20,6 @@ import (
 // DefaultMaxVisitors is the default of HubConfig.MaxVisitors.
 const DefaultMaxVisitors = 128
 
-// floodReport is how often, at most, the operator is told that visitors had to be shown out.
-const floodReport = time.Minute
-
 // keepAlive finds out within 35 seconds that a client's host has gone: such a client would prevent a handover.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
@@ -53,8 +50,7 @@ type Hub struct {
 		closed   bool
 		servers  map[string]*Server // by the name of their export
 		visitors []*conn            // those that negotiate, the oldest first
-		cut      int                // visitors cut since the last report
-		reported time.Duration      // on clock; 0: never
+		cut      flood
 	}
 }
 
@@ -206,10 +202,8 @@ func (h *Hub) showOut() net.Conn {
 	i := busiest(h.mu.visitors)
 	out := h.mu.visitors[i].raw
 	h.mu.visitors = slices.Delete(h.mu.visitors, i, i+1)
-	h.mu.cut++
-	if now := clock(); h.mu.reported == 0 || now-h.mu.reported >= floodReport {
-		h.cfg.Log.Warn("NBD connections cut: too many negotiate at the same time", "max", h.cfg.MaxVisitors, "cut", h.mu.cut, "client", out.RemoteAddr().String())
-		h.mu.cut, h.mu.reported = 0, now
+	if n := h.mu.cut.one(); n > 0 {
+		h.cfg.Log.Warn("NBD connections cut: too many negotiate at the same time", "max", h.cfg.MaxVisitors, "cut", n, "client", out.RemoteAddr().String())
 	}
 	return out
 }

@@ -3,8 +3,10 @@ package nbd
 import (
 	"bytes"
 	"encoding/binary"
+	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,12 +15,17 @@ import (
 
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
-	_, path := serve(t, Config{Dev: newMemDevice(testSize), MaxConns: 2})
+	var log logBuffer
+	_, path := serve(t, Config{Dev: newMemDevice(testSize), MaxConns: 2, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	first := connect(t, path)
 	first.greet()
 	second := open(t, path, false)
-	third := connect(t, path)
-	third.expectClosed()
+	for range 100 {
+		connect(t, path).expectClosed()
+	}
+	if n := strings.Count(log.String(), "NBD connections refused"); n != 1 {
+		t.Errorf("the flood is reported %d times", n)
+	}
 	second.read(0, 512)
 	first.option(optAbort, nil)
 	first.optionReply()

@@ -81,6 +81,7 @@ type Server struct {
 		closed    bool // no new clients
 		listeners map[net.Listener]struct{}
 		conns     map[*conn]struct{}
+		refused   flood
 	}
 }
 
@@ -119,9 +120,15 @@ func (s *Server) addListener(l net.Listener) bool {
 
 // start serves one connection on a goroutine of its own, or closes it when there may not be another one.
 func (s *Server) start(nc net.Conn) {
-	if !s.tryStart(nc) {
-		s.cfg.Log.Warn("NBD connection refused", "max", s.cfg.MaxConns)
-		nc.Close()
+	if s.tryStart(nc) {
+		return
+	}
+	nc.Close()
+	s.mu.Lock()
+	n := s.mu.refused.one()
+	s.mu.Unlock()
+	if n > 0 {
+		s.cfg.Log.Warn("NBD connections refused: there are too many", "max", s.cfg.MaxConns, "refused", n)
 	}
 }
 
