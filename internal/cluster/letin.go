@@ -10,8 +10,11 @@ import (
 	"mars/internal/transport"
 )
 
-// letInTime is for all that happens on one Join connection.
-const letInTime = 2 * time.Minute
+// Times on one Join connection: for everything, and for a stranger to say what it wants.
+const (
+	letInTime = 2 * time.Minute
+	askTime   = 10 * time.Second
+)
 
 // IssueToken makes a token with which one host can join within ttl, at this node.
 func (c *Cluster) IssueToken(ttl time.Duration) (string, error) {
@@ -35,7 +38,9 @@ func (m *member) letIn(ctx context.Context, conn *transport.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, letInTime)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	silent := time.AfterFunc(askTime, func() { conn.Close() })
 	ask, err := readAsk(conn)
+	silent.Stop()
 	if err != nil {
 		m.log.Warn("newcomer refused", "addr", conn.RemoteAddr(), "err", err)
 		return

@@ -12,6 +12,7 @@ import (
 
 	"mars/internal/lamport"
 	"mars/internal/meta"
+	"mars/internal/transport"
 )
 
 // memNet is a network in memory, for tests in which time is faked. While frozen nothing moves on it, and nobody is told.
@@ -206,6 +207,24 @@ func TestRefusedChangesAreRepairedWithoutReconnecting(t *testing.T) {
 		took := sleepUntil(t, func() bool { _, _, ok := b.Get("k"); return ok })
 		if took < behind-2*time.Second || took > behind+compareEvery+2*time.Second {
 			t.Fatalf("repaired after %s", took)
+		}
+	})
+}
+
+// A stranger who does not say what it wants is not waited for.
+func TestSilentNewcomerIsCut(t *testing.T) {
+	bubble(t, func(t *testing.T, n *memNet, a, _ *Cluster) {
+		m, err := a.current()
+		must(t, err)
+		conn, err := transport.DialJoin(t.Context(), n, m.at.advertise, m.id.Pin())
+		must(t, err)
+		defer conn.Close()
+		began := time.Now()
+		if _, _, err := conn.ReadFrame(nil); err == nil {
+			t.Fatal("it was told something")
+		}
+		if took := time.Since(began); took < askTime || took > askTime+time.Second {
+			t.Fatalf("cut after %v", took)
 		}
 	})
 }

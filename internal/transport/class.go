@@ -36,8 +36,11 @@ type Limits struct {
 	HandshakesPerHost int
 	// Conns counts authenticated connections; default 1024. Further ones are refused.
 	Conns int
-	// ConnsPerPeer is the same per node (for Join: per remote IP address); default 64.
+	// ConnsPerPeer is the same per node; default 64.
 	ConnsPerPeer int
+	// Joins counts connections of class Join apart from those, because they are of strangers; default 64. HandshakesPerHost is the limit for each
+	// remote IP address here, too. So strangers can keep nobody out but other strangers.
+	Joins int
 	// HandshakeTimeout is the time for everything until the connection is accepted; default 10 s.
 	HandshakeTimeout time.Duration
 	// MaxFrame is the largest payload per class in bytes; default DefaultMaxFrame, for Join 1 MiB.
@@ -54,6 +57,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.HandshakesPerHost, 32)
 	def(&l.Conns, 1024)
 	def(&l.ConnsPerPeer, 64)
+	def(&l.Joins, 64)
 	if l.HandshakeTimeout == 0 {
 		l.HandshakeTimeout = 10 * time.Second
 	}

@@ -62,6 +62,7 @@ type Endpoint struct {
 		age      uint64           // grows with each pending handshake
 		conns    map[*Conn]string // to the key in perPeer; empty for outgoing ones
 		incoming int
+		joining  int            // of class Join, not in incoming
 		perPeer  map[string]int // incoming ones
 		lns      map[net.Listener]struct{}
 	}
@@ -157,15 +158,25 @@ func (e *Endpoint) register(c *Conn, key string) error {
 		return ErrClosed
 	}
 	if key != "" {
-		if e.mu.incoming >= e.cfg.Limits.Conns || e.mu.perPeer[key] >= e.cfg.Limits.ConnsPerPeer {
+		n, most, mostPerPeer := e.counter(c.class)
+		if *n >= most || e.mu.perPeer[key] >= mostPerPeer {
 			return ErrBusy
 		}
-		e.mu.incoming++
+		*n++
 		e.mu.perPeer[key]++
 	}
 	e.mu.conns[c] = key
 	c.onClose = func() { e.unregister(c) }
 	return nil
+}
+
+// counter returns what incoming connections of a class count against, with its limits.
+func (e *Endpoint) counter(class Class) (n *int, most, mostPerPeer int) {
+	l := &e.cfg.Limits
+	if class == Join {
+		return &e.mu.joining, l.Joins, l.HandshakesPerHost
+	}
+	return &e.mu.incoming, l.Conns, l.ConnsPerPeer
 }
 
 func (e *Endpoint) unregister(c *Conn) {
@@ -176,7 +187,8 @@ func (e *Endpoint) unregister(c *Conn) {
 	if !ok || key == "" {
 		return
 	}
-	e.mu.incoming--
+	n, _, _ := e.counter(c.class)
+	*n--
 	if e.mu.perPeer[key]--; e.mu.perPeer[key] == 0 {
 		delete(e.mu.perPeer, key)
 	}

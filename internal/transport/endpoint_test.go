@@ -206,6 +206,30 @@ func TestConnectionsAreBoundedInAll(t *testing.T) {
 	wantErr(t, err, ErrBusy)
 }
 
+// Strangers who say that they want to join need no certificate: as many as there may be do not take the place of a member.
+func TestStrangersTakeNoMembersPlace(t *testing.T) {
+	a, b := two(t, func(c *Config) { c.Limits = Limits{Conns: 2, Joins: 3} })
+	var strangers []*Conn
+	for {
+		c, err := DialJoin(t.Context(), TCP{}, b.addr, b.id.Pin())
+		if errors.Is(err, ErrBusy) {
+			break
+		}
+		must(t, err)
+		defer c.Close()
+		if strangers = append(strangers, c); len(strangers) > 3 {
+			t.Fatal("there is no limit")
+		}
+	}
+	roundTrip(t, a.mustDial(b, Log))
+	roundTrip(t, a.mustDial(b, Meta))
+	strangers[0].Close()
+	eventually(t, func() bool {
+		c, err := DialJoin(t.Context(), TCP{}, b.addr, b.id.Pin())
+		return err == nil && c.Close() == nil
+	})
+}
+
 // failingListener fails some times before it works.
 type failingListener struct {
 	net.Listener
