@@ -7,8 +7,10 @@ import (
 	"strings"
 	"sync"
 
+	"mars/internal/identity"
 	"mars/internal/lamport"
 	"mars/internal/meta"
+	"mars/internal/name"
 	"mars/internal/resource"
 )
 
@@ -48,12 +50,17 @@ func key(id string, parts ...string) string { return resource.Key(id, parts...) 
 
 // catalog reads all resources from the metadata. What cannot be read is left out: a newer node may have written it.
 func (n *Node) catalog() catalog {
-	c := catalog{}
 	entries := n.cluster.List(resourcePrefix)
-	values := n.parsed.all(entries)
+	return catalogOf(entries, n.parsed.all(entries))
+}
+
+// catalogOf makes a catalog of entries and their decoded values. Ids and names become parts of paths: whatever is no id and no name does not get
+// that far.
+func catalogOf(entries []meta.Entry, values []any) catalog {
+	c := catalog{}
 	for i, m := range entries {
 		id, rest, ok := strings.Cut(strings.TrimPrefix(m.Key, resourcePrefix), "/")
-		if !ok {
+		if !ok || identity.CheckID(id) != nil {
 			continue
 		}
 		e, ok := c[id]
@@ -68,8 +75,8 @@ func (n *Node) catalog() catalog {
 		c[id] = e
 	}
 	for id, e := range c {
-		if e.name == "" {
-			delete(c, id) // incomplete: on its way here, or being deleted
+		if name.CheckResource(e.name) != nil {
+			delete(c, id) // or incomplete: on its way here, or being deleted
 		}
 	}
 	return c

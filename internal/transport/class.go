@@ -29,8 +29,8 @@ const maxJoinFrame = 1 << 20
 
 // Limits bounds what peers can make a listener use. Zero values mean the defaults.
 type Limits struct {
-	// Handshakes counts connections that are not authenticated yet; default 256. At the limit the oldest one is cut off, so that whoever
-	// opens connections and says nothing hinders only himself.
+	// Handshakes counts connections that are not authenticated yet; default 256. At the limit the oldest one of the host that has most is cut off,
+	// so that whoever opens connections and says nothing hinders only himself.
 	Handshakes int
 	// HandshakesPerHost is the same per remote IP address; default 32.
 	HandshakesPerHost int
@@ -39,7 +39,7 @@ type Limits struct {
 	// ConnsPerPeer is the same per node; default 64.
 	ConnsPerPeer int
 	// Joins counts connections of class Join apart from those, because they are of strangers; default 64. HandshakesPerHost is the limit for each
-	// remote IP address here, too. So strangers can keep nobody out but other strangers.
+	// remote IP address here, too. At a limit the oldest one that has not said anything yet is cut off, as with handshakes.
 	Joins int
 	// HandshakeTimeout is the time for everything until the connection is accepted; default 10 s.
 	HandshakeTimeout time.Duration

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,6 +46,8 @@ type Conn struct {
 	r        *bufio.Reader
 	w        *bufio.Writer
 	onClose  func()
+	spoken   atomic.Bool // at least one frame was read
+	age      uint64      // of the endpoint's, for connections of class Join
 }
 
 func newConn(raw *progressConn, t *tls.Conn, class Class, peer string, maxFrame int) *Conn {
@@ -75,6 +78,9 @@ func (c *Conn) SetProgress(p Progress) { c.raw.set(p) }
 // frames, the error is io.EOF. A frame of more than MaxFrame gives ErrFrameTooBig before anything is allocated.
 func (c *Conn) ReadFrame(buf []byte) (kind byte, payload []byte, err error) {
 	kind, payload, err = readFrame(c.r, buf, c.maxFrame)
+	if err == nil && c.class == Join {
+		c.spoken.Store(true)
+	}
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("read %s frame from %s: %w", c.class, c.name(), err)
 	}

@@ -59,7 +59,7 @@ type Endpoint struct {
 	mu struct {
 		sync.Mutex
 		pending  map[*pending]struct{}
-		age      uint64           // grows with each pending handshake
+		age      uint64           // grows with each pending handshake and each connection
 		conns    map[*Conn]string // to the key in perPeer; empty for outgoing ones
 		incoming int
 		joining  int            // of class Join, not in incoming
@@ -152,22 +152,63 @@ func (e *Endpoint) connsOf(classes []Class) []*Conn {
 
 // register ties the end of c to the book-keeping. Incoming connections count against the limits, under a key that is not empty.
 func (e *Endpoint) register(c *Conn, key string) error {
+	silent, err := e.tryRegister(c, key)
+	if silent != nil {
+		e.counts.evicted.Add(1)
+		e.log.warn("connection cut", "too many newcomers", "addr", silent.addr)
+		silent.Close()
+	}
+	return err
+}
+
+func (e *Endpoint) tryRegister(c *Conn, key string) (silent *Conn, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ctx.Err() != nil {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	if key != "" {
 		n, most, mostPerPeer := e.counter(c.class)
-		if *n >= most || e.mu.perPeer[key] >= mostPerPeer {
-			return ErrBusy
+		if full := e.mu.perPeer[key] >= mostPerPeer; full || *n >= most {
+			if silent = e.silentJoin(c.class, key, full); silent == nil {
+				return nil, ErrBusy
+			}
+			e.forget(silent)
 		}
 		*n++
 		e.mu.perPeer[key]++
 	}
+	e.mu.age++
+	c.age = e.mu.age
 	e.mu.conns[c] = key
 	c.onClose = func() { e.unregister(c) }
-	return nil
+	return silent, nil
+}
+
+// silentJoin finds whom to cut off when there are too many connections of class Join: the oldest one on which nothing was said yet, of one host that
+// has too many, or of that which has most. It returns nil if there is none, or if class is another one.
+func (e *Endpoint) silentJoin(class Class, host string, ofHost bool) *Conn {
+	if class != Join {
+		return nil
+	}
+	count, oldest := map[string]int{}, map[string]*Conn{}
+	busiest := ""
+	for c, key := range e.mu.conns {
+		if c.class != Join || key == "" || c.spoken.Load() {
+			continue
+		}
+		count[key]++
+		if o := oldest[key]; o == nil || c.age < o.age {
+			oldest[key] = c
+		}
+		if count[key] > count[busiest] {
+			busiest = key
+		}
+	}
+	if ofHost {
+		return oldest[host]
+	}
+	return oldest[busiest]
 }
 
 // counter returns what incoming connections of a class count against, with its limits.
@@ -182,6 +223,11 @@ func (e *Endpoint) counter(class Class) (n *int, most, mostPerPeer int) {
 func (e *Endpoint) unregister(c *Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.forget(c)
+}
+
+// forget needs mu. It does nothing when c is forgotten already.
+func (e *Endpoint) forget(c *Conn) {
 	key, ok := e.mu.conns[c]
 	delete(e.mu.conns, c)
 	if !ok || key == "" {

@@ -206,24 +206,37 @@ func TestConnectionsAreBoundedInAll(t *testing.T) {
 	wantErr(t, err, ErrBusy)
 }
 
-// Strangers who say that they want to join need no certificate: as many as there may be do not take the place of a member.
-func TestStrangersTakeNoMembersPlace(t *testing.T) {
+// Strangers who say that they want to join need no certificate: as many as there may be do not take the place of a member; and those of them that say
+// nothing do not take the place of a newcomer.
+func TestStrangersTakeNoPlaces(t *testing.T) {
 	a, b := two(t, func(c *Config) { c.Limits = Limits{Conns: 2, Joins: 3} })
-	var strangers []*Conn
-	for {
+	stranger := func() *Conn {
+		t.Helper()
 		c, err := DialJoin(t.Context(), TCP{}, b.addr, b.id.Pin())
-		if errors.Is(err, ErrBusy) {
-			break
-		}
 		must(t, err)
-		defer c.Close()
-		if strangers = append(strangers, c); len(strangers) > 3 {
-			t.Fatal("there is no limit")
-		}
+		t.Cleanup(func() { c.Close() })
+		return c
 	}
+	speaking := []*Conn{stranger(), stranger()}
+	for _, c := range speaking {
+		roundTrip(t, c)
+	}
+	for range 10 {
+		silent := stranger()
+		last := stranger()
+		if _, _, err := silent.ReadFrame(nil); err == nil {
+			t.Fatal("a silent one was told something")
+		}
+		last.Close()
+		eventually(t, func() bool { return len(b.connsOf([]Class{Join})) == 2 })
+	}
+	roundTrip(t, stranger())
+	_, err := DialJoin(t.Context(), TCP{}, b.addr, b.id.Pin())
+	wantErr(t, err, ErrBusy) // all three have spoken
 	roundTrip(t, a.mustDial(b, Log))
 	roundTrip(t, a.mustDial(b, Meta))
-	strangers[0].Close()
+	roundTrip(t, speaking[0])
+	speaking[0].Close()
 	eventually(t, func() bool {
 		c, err := DialJoin(t.Context(), TCP{}, b.addr, b.id.Pin())
 		return err == nil && c.Close() == nil

@@ -117,27 +117,25 @@ func (e *Endpoint) addPending(p *pending) (victim *pending, ok bool) {
 	return victim, true
 }
 
-// victim chooses whom to cut off to make room for a connection from host: the oldest of that host, or else the oldest of all.
+// victim chooses whom to cut off to make room for a connection from host: the oldest of that host if it has too many, or else, if there are too many in
+// all, the oldest of the host that has most. So whoever opens many gets nobody else cut off.
 func (e *Endpoint) victim(host string) *pending {
-	var all, same *pending
-	n := 0
+	count, oldest := map[string]int{}, map[string]*pending{}
+	busiest := ""
 	for p := range e.mu.pending {
-		if all == nil || p.age < all.age {
-			all = p
+		count[p.host]++
+		if o := oldest[p.host]; o == nil || p.age < o.age {
+			oldest[p.host] = p
 		}
-		if p.host != host {
-			continue
-		}
-		n++
-		if same == nil || p.age < same.age {
-			same = p
+		if count[p.host] > count[busiest] {
+			busiest = p.host
 		}
 	}
 	switch {
-	case n >= e.cfg.Limits.HandshakesPerHost:
-		return same
+	case count[host] >= e.cfg.Limits.HandshakesPerHost:
+		return oldest[host]
 	case len(e.mu.pending) >= e.cfg.Limits.Handshakes:
-		return all
+		return oldest[busiest]
 	}
 	return nil
 }

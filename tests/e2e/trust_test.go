@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +39,10 @@ func TestTokens(t *testing.T) {
 	b.do("join-cluster", a.via, "--token", good)
 	d := w.addNode("delta")
 	d.refuses([]string{"used"}, "join-cluster", a.via, "--token", good)
-	d.do("join-cluster", b.via, "--token", b.do("join-token")) // any member can let somebody in
+	a.kill()
+	a.start()
+	d.refuses([]string{"used"}, "join-cluster", a.via, "--token", good) // it has not forgotten that
+	d.do("join-cluster", b.via, "--token", b.do("join-token"))          // any member can let somebody in
 }
 
 // flip changes the first letter of a text to another one.
@@ -166,6 +170,14 @@ func TestDaemonRefusals(t *testing.T) {
 		}
 		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "not allowed") {
 			t.Errorf("nobody ran marsadm: %v\n%s", err, out)
+		}
+		if err := errors.Join(os.Chmod(a.dir, 0o755), os.Chmod(filepath.Join(a.dir, control.SocketName), 0o666)); err != nil {
+			t.Fatal(err)
+		}
+		again := exec.Command(bin.marsadm, "--dir", a.dir, "create-cluster") // now only who is calling stands in the way
+		again.SysProcAttr = cmd.SysProcAttr
+		if out, err := again.CombinedOutput(); err == nil || !strings.Contains(string(out), "permission denied: marsd serves only root") {
+			t.Errorf("nobody ran marsadm at an open socket: %v\n%s", err, out)
 		}
 	})
 	t.Run("usage", func(t *testing.T) {
