@@ -5,7 +5,7 @@ FUZZ ?= 5000x
 SEED ?= 1
 RUNS ?= 200
 DURATION ?= 30m
-SMOKE ?= 60s
+SMOKE ?= 3m
 
 .DEFAULT_GOAL := help
 

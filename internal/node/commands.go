@@ -102,7 +102,7 @@ var switchCommands = map[string]switchCommand{
 	control.VerbDown:         {func(s *resource.Switches) { *s = resource.Switches{} }, func(l *resource.Local) bool { return !l.Open && !l.Missing }},
 	control.VerbPauseFetch:   {func(s *resource.Switches) { s.Fetch = false }, func(l *resource.Local) bool { return l.FetchFrom == "" }},
 	control.VerbResumeFetch:  {change: func(s *resource.Switches) { s.Fetch = true }},
-	control.VerbPauseReplay:  {change: func(s *resource.Switches) { s.Replay = false }},
+	control.VerbPauseReplay:  {func(s *resource.Switches) { s.Replay = false }, func(l *resource.Local) bool { return !l.Replaying || l.Writable }},
 	control.VerbResumeReplay: {change: func(s *resource.Switches) { s.Replay = true }},
 	control.VerbPauseSync:    {change: func(s *resource.Switches) { s.Sync = false }},
 	control.VerbResumeSync:   {change: func(s *resource.Switches) { s.Sync = true }},

@@ -154,6 +154,7 @@ func (rep *replica) follow(in resource.Input, plan resource.Plan) {
 func (rep *replica) describe(l *resource.Local) {
 	l.FetchFrom, l.FetchErr, l.Lacking, l.PrimaryEnd = rep.fetch.state()
 	if w := rep.wish.Load(); w != nil {
+		l.Replaying = w.in.Switches.Replay || rep.mover.applying.Load()
 		l.Orphan = slices.Contains(l.Lacking, w.plan.Fetch) // nobody else could be asked
 	}
 	l.SyncErr = rep.mover.syncErr()

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mars/internal/fullsync"
@@ -78,6 +79,8 @@ type mover struct {
 	err   string
 	retry time.Time
 
+	applying atomic.Bool // a window is being applied, or it is being decided whether to
+
 	// owned by the mover's goroutine
 	next  time.Time   // earliest next window on a secondary that keeps up
 	end   history.LSN // of the log when last looked at
@@ -136,26 +139,9 @@ func (rep *replica) move() {
 
 // moveOnce does one step. It returns nil when it should be called again at once, else how long to wait.
 func (rep *replica) moveOnce() *time.Duration {
-	w := rep.wish.Load()
-	if w == nil || !w.plan.Replay {
-		return after(time.Second)
-	}
-	if w.in.Local.Writable && !rep.writebackDue() {
-		return after(writebackIdle / 2)
-	}
-	if !w.in.Local.Writable && rep.vol.Unapplied() < keepsUp {
-		sleep(rep.ctx, time.Until(rep.mover.next))
-	}
-	start := time.Now()
-	worked, err := rep.vol.ApplyStep()
-	if err != nil {
-		rep.applyFailed(err)
-		return after(retryAfter)
-	}
-	if worked {
-		end := time.Now()
-		rep.mover.next = end.Add(restAfter(end.Sub(start), replayGap, maxReplayGap))
-		rep.r.wake()
+	w, worked, wait := rep.applyOnce()
+	if wait != nil {
+		return wait
 	}
 	if s := rep.vol.Status().Sync; w.plan.Sync != "" && s != nil && !s.Copied {
 		return rep.copySome(w)
@@ -165,6 +151,34 @@ func (rep *replica) moveOnce() *time.Duration {
 		return nil
 	}
 	return after(time.Second)
+}
+
+// applyOnce applies a window if that is wished and due. If it is not, or fails, wait says how long to wait.
+func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
+	rep.mover.applying.Store(true) // before the wish is looked at: who finds neither set knows that the disk is left alone
+	defer rep.mover.applying.Store(false)
+	w = rep.wish.Load()
+	if w == nil || !w.plan.Replay {
+		return w, false, after(time.Second)
+	}
+	if w.in.Local.Writable && !rep.writebackDue() {
+		return w, false, after(writebackIdle / 2)
+	}
+	if !w.in.Local.Writable && rep.vol.Unapplied() < keepsUp {
+		sleep(rep.ctx, time.Until(rep.mover.next))
+	}
+	start := time.Now()
+	worked, err := rep.vol.ApplyStep()
+	if err != nil {
+		rep.applyFailed(err)
+		return w, false, after(retryAfter)
+	}
+	if worked {
+		end := time.Now()
+		rep.mover.next = end.Add(restAfter(end.Sub(start), replayGap, maxReplayGap))
+		rep.r.wake()
+	}
+	return w, worked, nil
 }
 
 func after(d time.Duration) *time.Duration { return &d }

@@ -62,6 +62,7 @@ type Local struct {
 	Backlog    bool // more is unapplied than a primary may have
 	Device     string
 	Users      []string
+	Replaying  bool     // replay is switched on, or has not come to rest since it was switched off
 	Paused     bool     // a device that a former process has shown is still there, and its users (then in Users) wait
 	Orphan     bool     // what the log needs next is nowhere to be had
 	Lacking    []string // nodes that were asked for it and do not have it, or not intact

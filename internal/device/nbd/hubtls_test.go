@@ -2,13 +2,17 @@ package nbd
 
 import (
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"io/fs"
 	"log/slog"
+	"math/big"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // secureHub is a hub with TLS that shows an export "vol".
@@ -72,6 +76,7 @@ func TestStrangersAreRefused(t *testing.T) {
 		"no certificate":                  {RootCAs: trusting.RootCAs, ServerName: "localhost"},
 		"certificate of another CA":       p.client(other),
 		"certificate for servers":         serverAsClient(t, p),
+		"expired certificate":             expiredClient(t, p),
 		"TLS 1.1":                         {RootCAs: trusting.RootCAs, ServerName: "localhost", GetClientCertificate: trusting.GetClientCertificate, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
 		"client that expects another CA":  other.client(p),
 		"client that expects another one": {RootCAs: trusting.RootCAs, ServerName: "elsewhere", GetClientCertificate: trusting.GetClientCertificate},
@@ -87,6 +92,20 @@ func TestStrangersAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", tls.VersionName(version), err)
 		}
 	}
+}
+
+func expiredClient(t *testing.T, p *pki) *tls.Config {
+	t.Helper()
+	key := newKey(t)
+	cert := p.sign(&x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "host7"}, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour),
+	}, p.cert, &key.PublicKey)
+	cfg := p.client(p)
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, nil
+	}
+	return cfg
 }
 
 func serverAsClient(t *testing.T, p *pki) *tls.Config {

@@ -51,7 +51,9 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 func (p *pki) sign(template, parent *x509.Certificate, key *ecdsa.PublicKey) *x509.Certificate {
 	p.t.Helper()
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if template.NotAfter.IsZero() {
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, p.key)
 	if err != nil {
 		p.t.Fatal(err)
