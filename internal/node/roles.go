@@ -23,9 +23,8 @@ func (n *Node) primary(ctx context.Context, e entry, c control.Command) (control
 		return control.Result{}, err
 	}
 	in, err := r.settled(ctx)
-	if err == nil && c.Force { // what is known of the others may be older than their contact
-		err = n.cluster.Sync(ctx)
-		in, _ = r.observe()
+	if err == nil && c.Force {
+		in, err = r.informed(ctx)
 	}
 	if err != nil {
 		return control.Result{}, err
@@ -62,6 +61,18 @@ func (r *runner) settled(ctx context.Context) (in resource.Input, err error) {
 	}
 	if err != nil {
 		return in, fmt.Errorf("%w: the disk is not attached yet", err)
+	}
+	return in, nil
+}
+
+// informed observes when this node has the metadata of all that are alive: what is known of a peer may be older than the contact with it.
+func (r *runner) informed(ctx context.Context) (resource.Input, error) {
+	if err := r.n.cluster.Sync(ctx); err != nil {
+		return resource.Input{}, err
+	}
+	in, ok := r.observe()
+	if !ok {
+		return in, fmt.Errorf("resource %s is gone", r.name())
 	}
 	return in, nil
 }
@@ -211,6 +222,9 @@ func (n *Node) invalidate(ctx context.Context, e entry, _ control.Command) (cont
 		return control.Result{}, err
 	}
 	in, err := r.settled(ctx)
+	if err == nil {
+		in, err = r.informed(ctx)
+	}
 	if err != nil {
 		return control.Result{}, err
 	}
