@@ -12,7 +12,7 @@ import (
 // join creates the missing replica: it asks the source where the log of the newcomer must begin. The copy itself is the mover's work.
 func (r *runner) join(from string) error {
 	rep := r.replica()
-	conn, err := r.n.cluster.DialNode(rep.ctx, transport.Sync, from)
+	conn, err := r.n.cluster.DialNode(r.ctx, transport.Sync, from)
 	if err != nil {
 		return fmt.Errorf("ask %s for a start of the sync: %w", r.n.nodeName(from), err)
 	}

@@ -56,7 +56,8 @@ func openReplica(r *runner, path string) (*replica, error) {
 		return nil, err
 	}
 	rep := &replica{r: r, disk: disk, wishKick: make(chan struct{}, 1), paused: r.n.pausedOf(r.id)}
-	rep.ctx, rep.stop = context.WithCancelCause(r.ctx)
+	// Not r.ctx: the workers go on until the front ends have ended, which wait for their work.
+	rep.ctx, rep.stop = context.WithCancelCause(context.WithoutCancel(r.ctx))
 	rep.vcfg, err = r.n.volumeConfig(r.id, disk)
 	if err != nil {
 		return nil, errors.Join(err, disk.Close())

@@ -12,6 +12,7 @@ type front struct {
 // fronts are all there are: every scenario about devices runs on each of them.
 var fronts = []front{
 	{name: "loop", modules: []string{"loop"}},
+	{name: "nbd", modules: []string{"nbd"}, outlives: true},
 }
 
 func onEachFront(t *testing.T, scenario func(t *testing.T, f front)) {

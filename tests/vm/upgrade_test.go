@@ -27,7 +27,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		x.creates("/dev/lab/disk")
 		x.sh("mkfs.ext4 -q %s; mount %s /srv", device, device)
 		x.sh(`nohup fio --name=app --directory=/srv --size=16m --rw=randrw --bs=4k --ioengine=libaio --iodepth=4 --direct=1 --verify=crc32c \
-			--verify_fatal=1 --verify_backlog=64 --time_based --runtime=20 --output-format=json --output=/fio.json </dev/null >/fio.log 2>&1 & echo $! >/fio.pid`)
+			--verify_fatal=1 --verify_backlog=64 --time_based --runtime=40 --output-format=json --output=/fio.json </dev/null >/fio.log 2>&1 & echo $! >/fio.pid`)
 		for range 3 {
 			x.sh(goesOn)
 			x.sh("cp /host/bin/marsd /host/bin/marsd.new; mv /host/bin/marsd.new /host/bin/marsd; p=$(cat /marsd.pid); kill $p; while [ -e /proc/$p ]; do sleep 0.02; done")
@@ -44,9 +44,9 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	})
 }
 
-// goesOn waits until the application has written some more.
+// goesOn waits until the application has written some more, or has ended.
 const goesOn = `writes() { read -r _ _ _ _ n _ </sys/class/block/$(basename "$(readlink -f ` + device + `)")/stat; echo $n; }
-	until [ $(writes) -gt $((${before:=$(writes)} + 300)) ]; do sleep 0.1; done`
+	until [ ! -e /proc/$(cat /fio.pid) ] || [ $(writes) -gt $((${before:=$(writes)} + 300)) ]; do sleep 0.1; done`
 
 // slowest is the longest time that fio has waited for one request. It fails the test for an error of fio.
 func slowest(t *testing.T, report string) time.Duration {

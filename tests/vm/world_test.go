@@ -128,7 +128,7 @@ func (x *node) launch(flags ...string) {
 // stops stops marsd, which has to end with status 0.
 func (x *node) stops() {
 	x.w.t.Helper()
-	x.sh("p=$(cat /marsd.pid); kill $p; while [ -e /proc/$p ]; do sleep 0.05; done; tail -n 1 /marsd.log | grep 'marsd stops'")
+	x.sh("p=$(cat /marsd.pid); kill $p; while [ -e /proc/$p ]; do sleep 0.05; done; tail -n 9 /marsd.log | grep 'marsd stops'; ! tail -n 1 /marsd.log | grep '^marsd: '")
 }
 
 // status asks the daemon.
