@@ -100,7 +100,8 @@ type Clock struct {
 
 	mu struct {
 		sync.Mutex
-		last int64 // the newest time given out or seen
+		last     int64 // the newest time given out or seen
+		observed int64 // the newest time seen in this life
 	}
 }
 
@@ -128,14 +129,19 @@ func (c *Clock) Observe(s Stamp) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mu.last = max(c.mu.last, s.Time)
+	c.mu.observed = max(c.mu.observed, s.Time)
 	return nil
 }
 
-// PutBack forgets all stamps newer than last: they were made by a wall clock that has been put right, and nobody else has taken them.
-func (c *Clock) PutBack(last int64) {
+// PutBack forgets all stamps after limit: they were made by a wall clock that has been put right, and nobody else has taken them. It goes back to
+// newest, the newest one that is left, and not behind what was observed, which may be left elsewhere only: what was changed after that stays newer.
+func (c *Clock) PutBack(newest, limit int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.mu.last = min(c.mu.last, last)
+	if c.mu.observed <= limit {
+		newest = max(newest, c.mu.observed)
+	}
+	c.mu.last = min(c.mu.last, newest)
 }
 
 // Floor returns the newest time given out or observed, for the caller to persist.

@@ -303,8 +303,9 @@ func (s *Store) applyVolatile(e Entry) (changed bool, err error) {
 
 // AmendTree is what Amend does to the tree and the clock of node; it returns what it has changed.
 func AmendTree(t *Tree, c *lamport.Clock, node string, now time.Time) []Entry {
-	late, rest := t.After(now.Add(lamport.MaxAhead).UnixNano())
-	c.PutBack(rest)
+	limit := now.Add(lamport.MaxAhead).UnixNano()
+	late, rest := t.After(limit)
+	c.PutBack(rest, limit)
 	for i, e := range late {
 		late[i].Stamp = lamport.Stamp{Time: yields, Node: e.Stamp.Node}
 		if e.Stamp.Node == node {

@@ -13,15 +13,15 @@ var canaries = []struct {
 }{
 	{"apply-damage", "I1", 1},       // what is written to the disk is not what the log says
 	{"skip-flush", "I1", 1},         // the checkpoint moves before the disk is flushed
-	{"lying-sync", "I2", 1},         // the log is said to be durable and is not: the disk gets ahead of it
-	{"lying-sync", "I3", 1},         // the same: it leaves the node
-	{"early-flush", "I4", 1},        // a flush is answered at once
+	{"lying-sync", "I2", 3},         // the log is said to be durable and is not: the disk gets ahead of it
+	{"lying-sync", "I3", 3},         // the same: it leaves the node
+	{"early-flush", "I4", 3},        // a flush is answered at once
 	{"steal-token", "I5", 1},        // timelines are opened by force that nobody has asked for
-	{"drop-data", "I6", 1},          // a tail is cut although there are data in it
-	{"apply-unverified", "I7", 1},   // fetched log is not what the origin has logged
-	{"meta-drop", "I8", 1},          // wishes never arrive at other nodes
-	{"delete-needed", "I9", 1},      // log is deleted as soon as it is on the own disk
-	{"no-flow-control", "I9", 1},    // a sender does not wait for a slow peer
+	{"drop-data", "I6", 8},          // a tail is cut although there are data in it
+	{"apply-unverified", "I7", 3},   // fetched log is not what the origin has logged
+	{"meta-drop", "I8", 2},          // wishes never arrive at other nodes
+	{"delete-needed", "I9", 2},      // log is deleted as soon as it is on the own disk
+	{"no-flow-control", "I9", 3},    // a sender does not wait for a slow peer
 	{"strangers", "I10", 1},         // nobody asks who the other one is
 	{"far-future", "I8", 1},         // stamps of another year are taken
 	{"silent-wait", "I11", 12},      // nobody says what is waited for

@@ -523,7 +523,7 @@ func (n *node) alone() bool {
 func (n *node) amend() {
 	m, now := n.meta, n.wall()
 	newest := max(m.tree.Newest(), m.clock.Floor())
-	if n.cluster == "" || n.dying {
+	if n.cluster == "" || n.dying || n.w.canary("far-future") {
 		return
 	}
 	var theirs []time.Time
