@@ -72,7 +72,6 @@ var blockJobs = jobList{
 // manyJobs run on all of many resources at once.
 var manyJobs = jobList{
 	{name: "20 resources randwrite 4k QD4", unit: "IOPS", args: []string{"--rw=randwrite", "--bs=4k", "--iodepth=4"}, cpu: true},
-	{name: "20 resources randread 4k QD4", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--iodepth=4"}, cpu: true},
 }
 
 var writeJob = job{unit: "IOPS", args: []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}}
