@@ -117,8 +117,14 @@ func (w *World) crowd() int {
 	return k
 }
 
-// ref is a member whom nobody has removed; nil if there is none.
+// ref is a member whom nobody has removed, and of those the one who has removed others: a node that was removed and has not heard of it may have let
+// newcomers in, who know only it. It is nil if there is none.
 func (w *World) ref() *node {
+	for _, n := range w.nodes {
+		if n.judge && n.cluster == firstCluster {
+			return n
+		}
+	}
 	for _, n := range w.nodes {
 		if n.cluster == firstCluster && !slices.ContainsFunc(w.nodes, func(o *node) bool {
 			return o.cluster == firstCluster && o.meta.gone(cluster.NodeKey(n.id))
