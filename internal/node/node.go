@@ -227,9 +227,14 @@ func (n *Node) isMember(id string) bool {
 	return member
 }
 
-// removeReplica deletes state and log of a resource unless this node is a member of it.
+// removeReplica deletes state and log of a resource unless this node is a member of it. What it has heard from others about that may be in memory
+// only: it must still be known after a crash, else this node would be a member without a replica.
 func (n *Node) removeReplica(id string) {
 	if n.isMember(id) {
+		return
+	}
+	if err := n.cluster.Batch(nil); err != nil {
+		n.log.Error("cannot remove the log of a former membership", "res", id, "err", err)
 		return
 	}
 	if err := os.RemoveAll(filepath.Join(n.store.dir, id)); err != nil {

@@ -355,7 +355,7 @@ func (n *node) removeLeftovers(res *simResource) {
 	if err != nil {
 		return
 	}
-	if slices.Contains(names, res.id) && res.maker != n && n.noteClosed(res) == nil {
+	if slices.Contains(names, res.id) && res.maker != n && n.noteClosed(res) == nil && n.meta.batch() == nil { // durable before it is acted upon
 		n.removeAll(dirOf(res))
 	}
 }
