@@ -76,13 +76,15 @@ func TestMountedThroughAKill(t *testing.T) {
 		if out, err := b.try("marsadm primary %s --timeout 3s 2>&1", res); err == nil || !strings.Contains(err.Error()+out, "mounted on /srv") {
 			t.Errorf("the other node became primary, or does not know why not: %s, %v", out, err)
 		}
-		b.sh("nohup marsadm primary %s --timeout 5m >/primary.log 2>&1 </dev/null & echo $! >/primary.pid", res)
+		b.sh("nohup marsadm primary %s --timeout 5m >/primary.log 2>&1 </dev/null &", res)
 		a.await("it knows the wish", func(st control.Status) bool { return st.Resources[0].DesignatedPrimary == b.Name })
+		b.kills() // so that nobody takes the wish back
 		a.kills()
 		a.sh("nohup dd if=/dev/zero of=/srv/file bs=4k count=64 conv=fsync >/dd.log 2>&1 </dev/null & echo $! >/dd.pid")
 		a.launch()
+		b.launch()
 		a.primary()
-		a.sh("while [ -e /proc/$(cat /dd.pid) ]; do sleep 0.1; done; cat /dd.log; [ $(stat -c %%s /srv/file) = 262144 ]; umount /srv")
+		a.sh("while [ -e /proc/$(cat /dd.pid) ]; do sleep 0.1; done; cat /dd.log; [ $(stat -c %s /srv/file) = 262144 ]; umount /srv")
 		b.primary()
 		b.sh("e2fsck -fn %s; mount %s /srv; cmp -n 262144 /srv/file /dev/zero; umount /srv", device, device)
 	})
@@ -124,7 +126,7 @@ func TestDevicesOfOthers(t *testing.T) {
 			mkfs.ext4 -q /dev/other/mine; mkdir /mine; mount /dev/other/mine /mine`, f.name)
 		x.mounts("ext4")
 		x.kills()
-		x.sh("marsd --listen n1:7777 --device none >>/marsd.log 2>&1 </dev/null & echo $! >/marsd.pid")
+		x.sh("marsd --listen n1:7777 --device none >>/marsd.log 2>&1 </dev/null & echo $! >/marsd.pid; until marsadm view >/dev/null 2>&1; do sleep 0.2; done")
 		x.primary()
 		x.sh(`if dd if=/dev/zero of=/srv/file bs=4k count=1 conv=fsync; then exit 1; fi; umount /srv; [ ! -e %s ]
 			dd if=/dev/zero of=/mine/file bs=4k count=100 conv=fsync

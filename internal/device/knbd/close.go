@@ -91,7 +91,7 @@ func (f *FrontEnd) withdrawHeld(fd int) error {
 		return errors.Join(fmt.Errorf("flush %s: %w", f.disk().Node(), err), blockdev.PlaceLink(f.cfg.Link, f.disk().Node()))
 	}
 	f.end()
-	if err := errors.Join(f.driver.forgetTimer(f.index, f.rec.Backend), f.driver.disconnect(f.index)); err != nil {
+	if err := f.driver.release(f.index, f.rec.Backend); err != nil {
 		f.log.Warn("nbd device withdrawn, with errors", "dev", f.disk().Node(), "err", err)
 	}
 	f.stopServing()
@@ -123,6 +123,17 @@ func (f *FrontEnd) Abort() {
 	}
 }
 
+// hasten makes the driver look soon after those requests that will be under way when the connection ends. The older ones have the usual timer,
+// and are served meanwhile.
+func (f *FrontEnd) hasten() {
+	if setTimer(f.index, resendHasty) != nil {
+		return // as it was all the time
+	}
+	t := time.NewTimer(leaveDelay)
+	defer t.Stop()
+	<-t.C
+}
+
 // Leave ends serving because the process ends. A device that is in use stays: its requests wait for a process that takes it over. What has been
 // received is carried out and answered, as far as that is possible in a moment.
 func (f *FrontEnd) Leave() {
@@ -131,6 +142,7 @@ func (f *FrontEnd) Leave() {
 	if f.gone.Load() || f.withdraw() == nil {
 		return
 	}
+	f.hasten()
 	f.end()
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"mars/internal/device/blockdev"
 
@@ -114,14 +115,10 @@ func (d driver) resize(index uint32, backend string, size int64) error {
 	return wrap("resize", index, err)
 }
 
-// forgetTimer gives a device the request timer back that it has by default. It refuses another's device.
-func (d driver) forgetTimer(index uint32, backend string) error {
-	_, err := d.call(cmdReconfigure, appendUint64(ours(index, backend), attrTimeout, 0))
-	return wrap("reset", index, err)
-}
-
-// disconnect fails all requests of a device, now and later. It is gone when nobody has it open.
-func (d driver) disconnect(index uint32) error {
+// release fails all requests of a device, now and later. It is gone when nobody has it open. Whoever gets its number next finds the request timer
+// as it is by default. That must not be set through sysfs here: the kernel would wait for requests in flight that nobody answers any more.
+func (d driver) release(index uint32, backend string) error {
+	_, _ = d.call(cmdReconfigure, appendUint64(ours(index, backend), attrTimeout, 0)) // fails if somebody has disconnected it
 	_, err := d.call(cmdDisconnect, appendUint32(nil, attrIndex, index))
 	return wrap("disconnect", index, err)
 }
@@ -226,9 +223,13 @@ func backendFiles() []string {
 	return files
 }
 
-// setTimer says how long the driver waits for an answer before it looks whether the request has to be sent again.
-func setTimer(index uint32) error {
-	ms := strconv.FormatInt(resendAfter.Milliseconds(), 10)
+// setTimer says how long the driver waits for an answer, to requests to come, before it looks whether they have to be sent again. The kernel waits
+// for those in flight, and lets no others in meanwhile.
+func setTimer(index uint32, d time.Duration) error {
+	if now, err := sysUint(index, "queue", "io_timeout"); err == nil && now == d.Milliseconds() {
+		return nil
+	}
+	ms := strconv.FormatInt(d.Milliseconds(), 10)
 	return os.WriteFile(diskOf(index).Sys("queue", "io_timeout"), []byte(ms), 0)
 }
 

@@ -22,8 +22,11 @@ const (
 	// deadTimeout is how long requests wait for a successor of a dead process before they fail.
 	deadTimeout = 5 * time.Minute
 	// resendAfter is how long a request in flight waits before the driver looks whether its connection has been replaced, and sends it again
-	// then. The kernel rounds it up, by half a second at most.
+	// then. The kernel rounds it up by a second.
 	resendAfter = time.Second
+	// resendHasty is the same for the last requests before Leave, whose fate is known, and leaveDelay how long Leave takes to have only such.
+	resendHasty = 100 * time.Millisecond
+	leaveDelay  = 100 * time.Millisecond
 	// takeOverTimeout bounds the wait for the kernel to notice the end of the former process.
 	takeOverTimeout = 10 * time.Second
 	// settleTime is how long Close retries while only short-lived openers are seen: udev probes a device whenever a writer closes it.
@@ -178,7 +181,7 @@ func (f *FrontEnd) create() error {
 	}
 	s := settings{size: f.cfg.Dev.Size(), blockSize: f.cfg.BlockSize, backend: f.rec.Backend, sock: p.kernel}
 	if f.index, err = f.driver.connect(s); err != nil {
-		return errors.Join(err, f.rec.forget(f.cfg.Dir))
+		return errors.Join(err, f.rec.abandon(f.cfg.Dir))
 	}
 	f.serve(ended)
 	if err := f.finishOpen(); err != nil {
@@ -190,7 +193,7 @@ func (f *FrontEnd) create() error {
 
 // finishOpen is what can be done when the device is served.
 func (f *FrontEnd) finishOpen() error {
-	if err := setTimer(f.index); err != nil {
+	if err := setTimer(f.index, resendAfter); err != nil {
 		f.log.Warn("after a restart of marsd requests will wait for half a minute: cannot set the request timer", "dev", f.disk().Node(), "err", err)
 	}
 	if err := f.grow(); err != nil {

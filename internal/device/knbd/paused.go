@@ -58,6 +58,9 @@ func (r *record) abandon(dir string) error {
 	if !ok {
 		return r.remove(dir)
 	}
+	if r.Disconnected {
+		return nil
+	}
 	if !r.Abandoned {
 		r.Abandoned = true
 		if err := r.save(dir); err != nil {
@@ -71,12 +74,7 @@ func (r *record) abandon(dir string) error {
 	if err := blockdev.DropLink(r.Link, diskOf(index).Node()); err != nil {
 		return err
 	}
-	return r.disconnect(drv, index, dir)
-}
-
-// disconnect takes the device away, and forgets it if the kernel does.
-func (r *record) disconnect(drv driver, index uint32, dir string) error {
-	if err := errors.Join(drv.forgetTimer(index, r.Backend), drv.disconnect(index)); err != nil {
+	if err := drv.release(index, r.Backend); err != nil {
 		if _, ok := find(r.Backend); ok {
 			return err
 		}
@@ -84,10 +82,11 @@ func (r *record) disconnect(drv driver, index uint32, dir string) error {
 	return r.forget(dir)
 }
 
-// forget removes the record when the kernel does not know the device any more.
+// forget removes the record of a disconnected device, when the kernel does not know that any more.
 func (r *record) forget(dir string) error {
-	if _, ok := find(r.Backend); ok {
-		return nil
+	if _, ok := find(r.Backend); !ok {
+		return r.remove(dir)
 	}
-	return r.remove(dir)
+	r.Disconnected = true
+	return r.save(dir)
 }

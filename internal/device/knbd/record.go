@@ -24,6 +24,8 @@ type record struct {
 	Tenure    string `json:"tenure"`
 	Link      string `json:"link"`
 	Abandoned bool   `json:"abandoned"` // it must never be served again
+	// Disconnected: it cannot be served again, but is not forgotten by the kernel because somebody has it open.
+	Disconnected bool `json:"disconnected"`
 }
 
 const (
