@@ -18,7 +18,7 @@ build: ## bin/marsd and bin/marsadm, static
 demo: build ## two nodes on loopback: replication, handover, failover, real data; under a minute
 	./demo/demo.sh
 
-test: deps lint vuln unit race fuzz e2e vm-smoke ## everything that can run here
+test: deps lint vuln unit race model-smoke fuzz e2e vm-smoke ## everything that can run here
 
 deps: ## Debian packages for the tests (as root)
 	./scripts/deps.sh
@@ -48,6 +48,13 @@ fuzz: ## every decoder with FUZZ inputs (5000x) or for FUZZ time (60s)
 e2e: ## real daemons, file systems and NBD clients
 	MARS_SOAK_DURATION=$(SMOKE) $(GO) test -count=1 -timeout 20m $$($(GO) list ./tests/... | grep -v tests/vm)
 
+model-smoke: ## the formal model of the role protocol, small, and every bug that can be built into it
+	./model/run.sh small
+	./model/run.sh bugs
+
+model: ## the same with more nodes and longer logs
+	./model/run.sh large
+
 vm-smoke: ## one virtual machine with Debian's kernel: does the device work there?
 	$(GO) test -count=1 -timeout 10m ./tests/vm/...
 
@@ -70,4 +77,4 @@ bench-compare: ## what has changed between two results: A=FILE.json B=FILE.json
 clean: ## remove what was built
 	rm -rf bin bench/tmp
 
-.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e vm-smoke vm sim soak bench bench-compare clean
+.PHONY: help build demo test deps fmt lint vuln unit race fuzz e2e model-smoke model vm-smoke vm sim soak bench bench-compare clean

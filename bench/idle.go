@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -9,18 +10,23 @@ import (
 // hundred resources are what a host may well have.
 const hundred = 100
 
+// score is as many as it takes to see what metadata cost; a pair with a hundred takes minutes to make.
+const score = 20
+
 const (
-	startRow    = "start with 100 resources, until all devices are there"
-	idleMemory  = "memory, 100 idle resources"
-	idleCPU     = "CPU, 100 idle resources"
-	oneMemory   = "memory, 1 idle resource"
-	oneCPU      = "CPU, 1 idle resource"
-	oneTraffic  = "metadata, 1 idle resource"
-	idleTraffic = "metadata, 100 idle resources"
+	startRow     = "start with 100 resources, until all devices are there"
+	idleMemory   = "memory, 100 idle resources"
+	idleCPU      = "CPU, 100 idle resources"
+	oneMemory    = "memory, 1 idle resource with secondary"
+	oneCPU       = "CPU, 1 idle resource with secondary"
+	oneTraffic   = "metadata, 1 idle resource with secondary"
+	scoreMemory  = "memory, 20 idle resources with secondary"
+	scoreCPU     = "CPU, 20 idle resources with secondary"
+	scoreTraffic = "metadata, 20 idle resources with secondary"
 )
 
 func idleNames() []string {
-	return []string{startRow, oneMemory, oneCPU, oneTraffic, idleMemory, idleCPU, idleTraffic}
+	return []string{startRow, oneMemory, oneCPU, oneTraffic, scoreMemory, scoreCPU, scoreTraffic, idleMemory, idleCPU}
 }
 
 // idleRows is what it costs to be there, and to come back. All repetitions are done in the first one: to make so many resources takes long.
@@ -28,35 +34,33 @@ func (b *bench) idleRows(ctx context.Context, rep int) error {
 	if rep > 0 {
 		return nil
 	}
-	args := []string{"--segment-size", "4MiB"}
-	c, err := b.startCluster(ctx, plan{shape: shape{1, 4 << 20}, nodes: 2, args: args})
-	if err != nil {
-		return err
-	}
-	if err := b.idle(ctx, c, oneMemory, oneCPU, oneTraffic); err != nil {
-		return err
-	}
-	if err := b.unwind(); err != nil {
-		return err
-	}
-	if c, err = b.startCluster(ctx, plan{shape: shape{hundred, 4 << 20}, nodes: 2, args: args}); err != nil {
-		return err
-	}
-	if err := b.idle(ctx, c, idleMemory, idleCPU, idleTraffic); err != nil {
-		return err
-	}
-	for range b.o.reps {
-		if err := b.restart(ctx, c.a); err != nil {
+	for _, part := range []struct {
+		plan
+		memory, cpu, traffic string
+	}{
+		{plan{shape: shape{count: 1}, nodes: 2}, oneMemory, oneCPU, oneTraffic},
+		{plan{shape: shape{count: score}, nodes: 2}, scoreMemory, scoreCPU, scoreTraffic},
+		{plan{shape: shape{count: hundred}, nodes: 1}, idleMemory, idleCPU, ""},
+	} {
+		part.size, part.args = 4<<20, []string{"--segment-size", "4MiB"}
+		c, err := b.startCluster(ctx, part.plan)
+		if err != nil {
 			return err
 		}
-	}
-	if err := b.unwind(); err != nil {
-		return err
+		if err := b.idle(ctx, c, part.memory, part.cpu, part.traffic); err != nil {
+			return err
+		}
+		if part.count == hundred {
+			err = b.restarts(ctx, c.a)
+		}
+		if err := errors.Join(err, b.unwind()); err != nil {
+			return err
+		}
 	}
 	return b.idlePeer(ctx)
 }
 
-// idle looks at a cluster that has nothing to do.
+// idle looks at a cluster that has nothing to do; traffic names no row if there is none to measure.
 func (b *bench) idle(ctx context.Context, c *cluster, memory, cpu, traffic string) error {
 	if err := c.settle(ctx); err != nil {
 		return err
@@ -66,16 +70,19 @@ func (b *bench) idle(ctx context.Context, c *cluster, memory, cpu, traffic strin
 		if err != nil {
 			return err
 		}
-		if err := b.idleProcess(ctx, marsAlone, c.target(c.a), cpu); err != nil {
+		t := c.target(c.a)
+		t.name = marsAlone
+		if err := b.idleProcess(ctx, t, cpu); err != nil {
 			return err
 		}
 		after, err := wireBytes()
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if inside() {
+		case traffic == "":
+		case inside():
 			b.add(traffic, "KiB/min and node", marsAlone, b.perMinute(after-before)/1024/2)
-		} else {
+		default:
 			b.note("bytes on the wire: needs root")
 		}
 	}
@@ -88,7 +95,7 @@ func (b *bench) idleTime() time.Duration { return 2 * b.o.runtime }
 func (b *bench) perMinute(v float64) float64 { return v * 60 / b.idleTime().Seconds() }
 
 // idleProcess measures the CPU time of the target's servers while nothing happens.
-func (b *bench) idleProcess(ctx context.Context, name string, t *target, row string) error {
+func (b *bench) idleProcess(ctx context.Context, t *target, row string) error {
 	before, err := t.cpu()
 	if err != nil {
 		return err
@@ -100,7 +107,7 @@ func (b *bench) idleProcess(ctx context.Context, name string, t *target, row str
 	}
 	after, err := t.cpu()
 	if err == nil {
-		b.add(row, "ms/min", name, b.perMinute(after[t.name]-before[t.name])*1e3)
+		b.add(row, "ms/min", t.name, b.perMinute(after[t.name]-before[t.name])*1e3)
 	}
 	return err
 }
@@ -115,6 +122,15 @@ func (b *bench) idleMemory(name string, procs []*process, row string) error {
 		sum += x
 	}
 	b.add(row, "MiB", name, sum/(1<<20))
+	return nil
+}
+
+func (b *bench) restarts(ctx context.Context, n *node) error {
+	for range b.o.reps {
+		if err := b.restart(ctx, n); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -168,7 +184,7 @@ func (b *bench) idlePeer(ctx context.Context) error {
 			return err
 		}
 		b.add(startRow, "s", qemu, since(began))
-		if err := b.idleProcess(ctx, qemu, t, idleCPU); err != nil {
+		if err := b.idleProcess(ctx, t, idleCPU); err != nil {
 			return err
 		}
 		if err := b.idleMemory(qemu, t.procs, idleMemory); err != nil {

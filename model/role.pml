@@ -56,8 +56,7 @@ byte  top = 1;		/* records made so far */
 short anc[R];		/* the record and all before it */
 byte  lsn[R];		/* how many these are */
 byte  hold[R];		/* history.Path.Holder of a log that ends here */
-byte  tip[R];		/* the start record of the timeline it is on */
-short starts = 1, datas, ends;	/* which records are what */
+short datas, ends;	/* which records are what */
 short forced;		/* history.Timeline.Forced */
 
 /* ---- the replicas: the log, and what must be remembered about it ---- */
@@ -65,8 +64,7 @@ byte end[N];		/* last record in the log; translog.Log.End */
 byte dur[N];		/* last record that is on stable storage; translog.Log.Durable */
 bool wr[N];		/* volume.Status.Writable: an open timeline with writers */
 bool insync[N];		/* being filled after invalidate; volume.SyncState */
-short fmT[N];		/* resource.Former: timelines that were in the log before it was thrown away ... */
-byte  fmL[N];		/* ... and where it ended */
+short former[N];	/* resource.Former: records that a log went on from which was thrown away here */
 
 /* ---- what the checks need to know; no step depends on it ---- */
 byte forces, resets, heals;	/* how often an operator threw something away */
@@ -81,12 +79,12 @@ byte i, x, rec;		/* scratch; 0 between steps */
 #define FORKED(a, b)	(TAIL(a, b) != 0 && TAIL(b, a) != 0)	/* resource.forked */
 #define ENDED(r)	((ends & BIT(r)) != 0)	/* Path.Successor is set */
 
-/* resource.Former.Voids: the log was thrown away here (invalidate) and is shorter now than it was: a token on a timeline that was in it may have
-   been used already, by records that are gone.  It counts again when the log is as long as it was. */
+/* resource.Former.Voids: a log that was thrown away here went on from where this one ends: a token may have been used already, by records that are
+   gone.  It counts again when the log is as long as it was. */
 #ifdef BUG_FORGET
 #define VOID(n)	false
 #else
-#define VOID(n)	((fmT[n] & BIT(tip[end[n]])) != 0 && lsn[end[n]] < fmL[n])
+#define VOID(n)	((former[n] & BIT(end[n])) != 0)
 #endif
 
 /* The token is here, and may be used. */
@@ -100,9 +98,9 @@ inline grow(n, kind, holder)
 	lsn[top] = lsn[end[n]] + 1;
 	hold[top] = holder;
 	if
-	:: kind == START -> tip[top] = top; starts = starts | BIT(top)
-	:: kind == DATA -> tip[top] = tip[end[n]]; datas = datas | BIT(top)
-	:: kind == END -> tip[top] = tip[end[n]]; ends = ends | BIT(top)
+	:: kind == START
+	:: kind == DATA -> datas = datas | BIT(top)
+	:: kind == END -> ends = ends | BIT(top)
 	fi;
 	end[n] = top;
 	top++
@@ -125,7 +123,7 @@ inline openTimeline(n, force)
 #ifndef BUG	/* a broken variant must be found by its consequences */
 	assert(force || HOLDS(n));	/* I5: the token, as the own log says, or an operator's word */
 #endif
-	forced = forced | (force << top);
+	forced = forced | ((force) << top);
 	grow(n, START, n);
 	sync(n)
 }
@@ -260,11 +258,7 @@ inline forcedOff(n, r)
    that is durable there.  What was in the log is noted first, durably (resource.Former). */
 inline reset(n, src)
 {
-	fmT[n] = fmT[n] | (anc[end[n]] & starts);
-	if
-	:: lsn[end[n]] > fmL[n] -> fmL[n] = lsn[end[n]]
-	:: else
-	fi;
+	former[n] = former[n] | (anc[end[n]] & ~BIT(end[n]));	/* resource.Former.With */
 	rec = dur[src];
 	do
 	:: rec > 0 ->
@@ -651,6 +645,9 @@ inline rough(n)
 	:: wr[n] && ROOM(1 + RESERVE) -> write(n)
 	/* with the process dies the command that waits in it */
 	:: crashes < CRASHES -> crashes++; crash(n); done(n)
+	/* resource.interrupted: a restarted primary goes on for the users of its device, whoever is designated meanwhile */
+	:: crashes > 0 && !wr[n] && HOLDS(n) && !AHEAD(n) && D != n && (D == NONE || !FORKED(end[n], H(hEnd, D))) && ROOM(1 + RESERVE) ->
+		blind = SUM(KNOWS1) > 0; activate(n, false)
 	/* node.primaryPlanned */
 	:: cmds < CMDS && !insync[n] && !cmdOn[n] && !(wr[n] && D == n) ->
 		cmds++; cmdOn[n] = true; cmdBack[n] = D;
@@ -674,11 +671,12 @@ inline rough(n)
 #if FORCES > 0
 	/* node.primaryForced; MayForce refuses less than is left out here */
 	:: forces < FORCES && !wr[n] && !insync[n] && ROOM(1 + RESERVE) ->
-		forces++; put(n, n, SEEN + 2); activate(n, true)
+		forces++; put(n, n, SEEN + 2);
+		activate(n, (!HOLDS(n) || AHEAD(n) > 0))	/* resource.OpensByForce */
 #endif
 #if RESETS > 0
-	/* node.invalidate */
-	:: resets < RESETS && !wr[n] && D != n ->
+	/* node.invalidate; a sync that starts over */
+	:: resets < RESETS && !wr[n] && (D != n || insync[n]) ->
 		if :: x = 0 :: x = 1
 #if N > 2
 		:: x = 2

@@ -5,11 +5,14 @@
 #   model/run.sh large   more nodes, longer logs; some minutes
 #   model/run.sh bugs    every variant with a bug built in must be found
 #
+# With a number behind it only that one of the checks is made.
+#
 # Needs spin and a C compiler. Without them it says SKIPPED, and fails only if MARS_TEST_REQUIRE=all.
 set -eu
 
-usage() { echo "usage: $0 small|large|bugs" >&2; exit 2; }
-[ $# = 1 ] || usage
+usage() { echo "usage: $0 small|large|bugs [NUMBER]" >&2; exit 2; }
+[ $# = 1 ] || [ $# = 2 ] || usage
+only=${2:-}
 case $1 in small|large|bugs) ;; *) usage ;; esac
 
 for tool in spin gcc; do
@@ -48,19 +51,31 @@ verify() {
 	*SAFETY*) set -- "$1" "$2" "$3" "$4 -E" ;;
 	*) set -- "$1" "$2" "$3" "$4 -a -f" ;;
 	esac
-	nice ./pan $4 >out 2>&1 || true
+	times >before
+	./pan $4 >out 2>&1 || true
+	times >after
 }
 
+# figures says how much work it was, in seconds of CPU.
 figures() {
-	awk '/states, stored/ {s = $1} /depth reached/ {d = $6; sub(",", "", d)} /total actual memory/ {m = $1} /elapsed time/ {t = $4}
-		END {printf "%s states, depth %s, %.0f MiB, %s s", s, d, m, t}' out
+	awk '/states, stored/ {s = $1} /depth reached/ {d = $6; sub(",", "", d)} /total actual memory/ {m = $1}
+		FILENAME != "out" && FNR == 2 {split($1, x, /[ms]/); t = x[1] * 60 + x[2] - t}
+		END {printf "%s states, depth %s, %.0f MiB, %.1f s", s, d, m, t}' before after out
 }
 
 # complete says whether the verifier has seen everything that it was asked to.
 complete() { grep -q 'errors: 0' out && ! grep -Eq 'max search depth too small|Search not completed|out of memory|reached -DMEMLIM' out; }
 
+# chosen counts the checks and says whether this one is to be made.
+count=0
+chosen() {
+	count=$((count + 1))
+	[ -z "$only" ] || [ "$only" = $count ]
+}
+
 # holds NAME DEFINES BUILD: no error may be found.
 holds() {
+	chosen || return 0
 	verify "$@"
 	if complete; then
 		printf 'ok    %-42s %s%s\n' "$1" "$(figures)" "$(case $3 in *BITSTATE*) echo ' (bitstate: not exhaustive)' ;; esac)"
@@ -74,6 +89,7 @@ holds() {
 
 # caught NAME DEFINES BUILD: an error must be found.
 caught() {
+	chosen || return 0
 	verify "$1" "$2 -DBUG -D$1" "$3"
 	if grep -Eq 'errors: [1-9]' out && [ -f role.pml.trail ]; then
 		printf 'caught %-18s %s\n' "$1" "$(grep -Eo 'assertion violated|acceptance cycle' out | head -1)$(figures | sed 's/^/ after /')"

@@ -76,3 +76,22 @@ func TestEmptyTailGivesWayToData(t *testing.T) {
 		}
 	}
 }
+
+// Who is not reachable may have lost what it is known to have: nothing gives way to that (simulator, seed 120396: the log that was needed then had been
+// deleted everywhere).
+func TestNothingGivesWayToTheDead(t *testing.T) {
+	t.Parallel()
+	root := timeline(1, "a", 0)
+	mine := walk(30, root, timeline(2, "b", 20))
+	mine.LastData = 20
+	for _, alive := range []bool{true, false} {
+		p := Decide(Input{
+			Self: "b", Designated: "a", Switches: AllOn, Settled: true,
+			Local: Local{Open: true, Status: volume.Status{Path: mine, Durable: 30, Consistent: true}},
+			Peers: []Peer{{Node: "a", Alive: alive, Facts: &Facts{Attached: true, Consistent: true, Path: walk(40, root), Durable: 40, Switches: AllOn}}},
+		})
+		if (p.DropTail != nil) != alive || (p.WaitsFor == "") != alive {
+			t.Errorf("alive %v: drops %v, waits for %q", alive, p.DropTail, p.WaitsFor)
+		}
+	}
+}

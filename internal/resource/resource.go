@@ -349,9 +349,7 @@ func follow(in *Input, p *Plan) {
 	}
 	r := history.Compare(&in.Local.Path, &ref.Facts.Path)
 	if in.forcedInVain(ref, &r) {
-		if in.Switches.Fetch {
-			p.DropTail = &r.Fork
-		}
+		p.giveWay(in, ref, r.Fork)
 		return
 	}
 	if !r.Unrelated && (r.TailA == 0 || r.TailB == 0) {
@@ -362,9 +360,7 @@ func follow(in *Input, p *Plan) {
 	// replaces the tail must be durable there: facts may be old, and end with records that a power cut has taken since. Nothing has replaced
 	// our tail then, and it may be the one that passed the token on.
 	if !r.Unrelated && !r.ModifiedA && (authoritative(in, ref) || r.ModifiedB) && ref.Facts.Durable > r.Fork.LSN {
-		if in.Switches.Fetch {
-			p.DropTail = &r.Fork
-		}
+		p.giveWay(in, ref, r.Fork)
 		return
 	}
 	if s := splitWith(in, ref); s != nil {
@@ -373,6 +369,17 @@ func follow(in *Input, p *Plan) {
 		return
 	}
 	p.WaitsFor = "node " + ref.Node + " to take back an empty timeline"
+}
+
+// giveWay drops our tail for the history of x. Not before x is heard: what is known of it may be from before a crash, here or there, and others have
+// deleted log that we need without the tail.
+func (p *Plan) giveWay(in *Input, x *Peer, fork history.Position) {
+	switch {
+	case !x.Alive:
+		p.WaitsFor = "node " + x.Node + ", whose history has replaced a tail without data here, to be reachable"
+	case in.Switches.Fetch:
+		p.DropTail = &fork
+	}
 }
 
 // forcedInVain reports whether our tail, without data, begins with a timeline that was forced off the one that ref is still primary on. ref will
