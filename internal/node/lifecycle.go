@@ -91,6 +91,9 @@ func (n *Node) joinResource(ctx context.Context, e entry, c control.Command) (co
 	if e.members[self] != nil {
 		return control.Result{}, fmt.Errorf("node %s is a member of resource %s already", n.cfg.Name, e.name)
 	}
+	if err := n.awaitGone(ctx, e.id, self); err != nil { // a former membership that has just ended may still hold the disk
+		return control.Result{}, err
+	}
 	disk, err := block.OpenDisk(c.Disk, block.DiskOptions{})
 	if err != nil {
 		return control.Result{}, fmt.Errorf("join-resource %s: %w", e.name, err)
