@@ -328,6 +328,21 @@ func (c *Cluster) List(prefix string) []meta.Entry {
 	return m.store.List(prefix)
 }
 
+// Version stands for the state of the metadata: while it is the same nothing has changed.
+type Version struct {
+	store *meta.Store
+	seq   uint64
+}
+
+// Version returns that of the moment.
+func (c *Cluster) Version() Version {
+	m, err := c.current()
+	if err != nil {
+		return Version{}
+	}
+	return Version{m.store, m.store.Seq()}
+}
+
 // Put sets key to value. When it returns nil the change is on disk here, and goes to the other nodes at once.
 func (c *Cluster) Put(key string, value []byte) error {
 	return c.withStore(func(s *meta.Store) error { return s.Put(key, value) })

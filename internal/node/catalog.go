@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"mars/internal/cluster"
 	"mars/internal/identity"
 	"mars/internal/lamport"
 	"mars/internal/meta"
@@ -48,10 +49,25 @@ type catalog map[string]entry
 
 func key(id string, parts ...string) string { return resource.Key(id, parts...) }
 
-// catalog reads all resources from the metadata. What cannot be read is left out: a newer node may have written it.
+// catalog returns all resources as the metadata have them; it must not be modified. What cannot be read is left out: a newer node may have
+// written it.
 func (n *Node) catalog() catalog {
-	entries := n.cluster.List(resourcePrefix)
-	return catalogOf(entries, n.parsed.all(entries))
+	l := &n.latest
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := n.cluster.Version() // before the list, which may be newer
+	if l.catalog == nil || v != l.version {
+		entries := n.cluster.List(resourcePrefix)
+		l.version, l.catalog = v, catalogOf(entries, n.parsed.all(entries))
+	}
+	return l.catalog
+}
+
+// latest is the catalog that was read last: many runners ask for it after each change.
+type latest struct {
+	mu      sync.Mutex
+	version cluster.Version
+	catalog catalog
 }
 
 // catalogOf makes a catalog of entries and their decoded values. Ids and names become parts of paths: whatever is no id and no name does not get

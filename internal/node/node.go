@@ -38,6 +38,7 @@ type Node struct {
 	store   logStore
 	stamps  stamps
 	parsed  parsed
+	latest  latest
 	started time.Time
 	version string
 
