@@ -35,6 +35,9 @@ const format = "2"
 // ErrMissing is wrapped by errors that say what the host has to have before there can be machines.
 var ErrMissing = errors.New("the VM lab needs")
 
+// ErrNotFetched is wrapped by errors that say why the packages could not be had from the mirror.
+var ErrNotFetched = errors.New("packages for the machines cannot be fetched")
+
 // hostTools are programs of the host, and Debian's packages that have them.
 var hostTools = map[string]string{
 	"qemu-system-x86_64": "qemu-system-x86", "apt-get": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "zstd": "zstd", "xz": "xz-utils",
@@ -128,7 +131,10 @@ func build(ctx context.Context, dir string) error {
 		return err
 	}
 	b := &builder{ctx: ctx, dir: dir, tree: tree}
-	for _, step := range []func() error{b.fetch, b.unpack, b.configure, b.kernel, b.modules, b.pack} {
+	if err := b.fetch(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotFetched, err)
+	}
+	for _, step := range []func() error{b.unpack, b.configure, b.kernel, b.modules, b.pack} {
 		if err := step(); err != nil {
 			return err
 		}
