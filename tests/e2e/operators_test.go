@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"sync"
 	"testing"
 
@@ -107,6 +108,7 @@ func TestDeviceInUse(t *testing.T) {
 	done := make(chan answer, 1)
 	go func() { done <- b.adm("primary", res) }() // ends with the command
 	b.await("the handover waits", func(st control.Status) bool { return member(st, res, b.name).WaitsFor != "" })
+	a.awaitSelf(res, "the primary says for whom", func(m control.Member) bool { return strings.Contains(m.WaitsFor, "NBD client") })
 	application.runs(50)
 	must := application.stops()
 	if got := <-done; got.code != 0 {
