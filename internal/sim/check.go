@@ -338,8 +338,12 @@ func (w *World) afterOpen(r *replica) {
 	w.learn(r)
 }
 
-// settleLoss: what the origin of a timeline has lost nobody has, because only durable bytes ever left it.
+// settleLoss: what the origin of a timeline has lost nobody has, because only durable bytes ever left it. What the medium has refused to return
+// once may be there the next time.
 func (w *World) settleLoss(r *replica, st *volume.Status) {
+	if st.Defect != nil && !r.n.damaged[r.res.index] {
+		return
+	}
 	for _, c := range r.res.truth.order {
 		if c.t.Origin != r.n.id || c.excused {
 			continue

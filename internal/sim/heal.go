@@ -8,6 +8,7 @@ import (
 
 	"mars/internal/history"
 	"mars/internal/lamport"
+	"mars/internal/meta"
 	"mars/internal/resource"
 )
 
@@ -132,7 +133,7 @@ func (w *World) converged() string {
 			continue
 		}
 		if n.meta.tree.Digest() != first {
-			return n.id + " has other metadata"
+			return fmt.Sprintf("%s has other metadata than %s: %s", n.id, ref.id, differences(n.meta.tree, ref.meta.tree))
 		}
 	}
 	for _, res := range w.resources {
@@ -141,6 +142,19 @@ func (w *World) converged() string {
 		}
 	}
 	return ""
+}
+
+// differences names the keys whose entries differ.
+func differences(a, b *meta.Tree) string {
+	var out []string
+	for _, e := range append(a.Differing(b.Digest()), b.Differing(a.Digest())...) {
+		x, _ := a.Get(e.Key)
+		y, _ := b.Get(e.Key)
+		if d := fmt.Sprintf("%s at %v or %v", e.Key, x.Stamp, y.Stamp); x.Stamp != y.Stamp && !slices.Contains(out, d) {
+			out = append(out, d)
+		}
+	}
+	return strings.Join(out, "; ")
 }
 
 func (w *World) unequal(res *simResource) string {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"mars/internal/cluster"
@@ -117,22 +118,35 @@ func (w *World) crowd() int {
 	return k
 }
 
-// ref is a member whom nobody has removed, and of those the one who has removed others: a node that was removed and has not heard of it may have let
+// ref is a member whom nobody has removed, and of those the one who knows of most removals: a node that was removed and has not heard of it may have let
 // newcomers in, who know only it. It is nil if there is none.
 func (w *World) ref() *node {
+	var ref *node
 	for _, n := range w.nodes {
-		if n.judge && n.cluster == firstCluster {
-			return n
+		if n.cluster == firstCluster && !w.removed(n) && (ref == nil || n.removals() > ref.removals()) {
+			ref = n
 		}
 	}
-	for _, n := range w.nodes {
-		if n.cluster == firstCluster && !slices.ContainsFunc(w.nodes, func(o *node) bool {
-			return o.cluster == firstCluster && o.meta.gone(cluster.NodeKey(n.id))
-		}) {
-			return n
+	return ref
+}
+
+// removals counts the removals of nodes that a member knows of; those of an evicting one count for more than any number.
+func (n *node) removals() int {
+	k := 0
+	if n.judge {
+		k = 1000
+	}
+	for _, e := range n.meta.tree.Since(0) {
+		if id := strings.TrimPrefix(e.Key, cluster.NodeKey("")); e.Deleted && id != e.Key && !strings.Contains(id, "/") {
+			k++
 		}
 	}
-	return nil
+	return k
+}
+
+// removed reports whether a member of the first cluster knows that a node is none any more: by its own wish, or by somebody else's.
+func (w *World) removed(n *node) bool {
+	return slices.ContainsFunc(w.nodes, func(o *node) bool { return o.cluster == firstCluster && o.meta.gone(cluster.NodeKey(n.id)) })
 }
 
 // inside reports whether a host is a member of the first cluster and nobody has removed it.

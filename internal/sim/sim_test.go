@@ -8,22 +8,17 @@ import (
 )
 
 var (
-	simSeed = flag.Uint64("sim.seed", 0, "first seed of TestSim; 0 = from 1 on for half of the time, and from one that the clock chooses for the other half")
+	simSeed = flag.Uint64("sim.seed", 1, "first seed of TestSim; make sim is for new ones")
 	simTime = flag.Duration("sim.time", 100*time.Second, "how long TestSim runs")
 )
 
-// TestSim runs clusters from consecutive seeds: always the same ones, then ones that nobody has seen yet. A failure shows the seed, the shrunk trace
-// and how to run it again.
+// TestSim runs clusters from consecutive seeds, always the same ones: who changes something shall not be stopped by a bug that was there before. A
+// failure shows the seed, the shrunk trace and how to run it again.
 func TestSim(t *testing.T) {
 	if testing.Short() {
 		*simTime = 5 * time.Second
 	}
-	if *simSeed != 0 {
-		simulate(t, *simSeed, *simTime)
-		return
-	}
-	simulate(t, 1, *simTime/2)
-	simulate(t, uint64(time.Now().Unix())<<16, *simTime/2)
+	simulate(t, *simSeed, *simTime)
 }
 
 // simulate runs seeds from first on for as long as that, on two processors.
