@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -36,6 +37,9 @@ func main() {
 func compare(ctx context.Context, out, front string, names []string) error {
 	r, err := load(out)
 	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil { // before the long part
 		return err
 	}
 	for _, name := range names {
