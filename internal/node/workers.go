@@ -158,8 +158,11 @@ func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
 	rep.mover.applying.Store(true) // before the wish is looked at: who finds neither set knows that the disk is left alone
 	defer rep.mover.applying.Store(false)
 	w = rep.wish.Load()
-	if w == nil || !w.plan.Replay {
+	if w == nil {
 		return w, false, after(time.Second)
+	}
+	if !w.plan.Replay {
+		return rep.finishOnly(w)
 	}
 	if w.in.Local.Writable && !rep.writebackDue() {
 		return w, false, after(writebackIdle / 2)
@@ -179,6 +182,19 @@ func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
 		rep.r.wake()
 	}
 	return w, worked, nil
+}
+
+// finishOnly is applyOnce while replay is paused.
+func (rep *replica) finishOnly(w *wish) (_ *wish, worked bool, wait *time.Duration) {
+	worked, err := rep.vol.FinishStep()
+	if err != nil {
+		rep.applyFailed(err)
+	}
+	if err != nil || !worked {
+		return w, false, after(time.Second)
+	}
+	rep.r.wake()
+	return w, true, nil
 }
 
 func after(d time.Duration) *time.Duration { return &d }

@@ -126,7 +126,7 @@ func (m *mover) step() {
 		return // the copy holds off replay; its end goes on
 	}
 	if !r.plan.Replay {
-		m.plan(time.Second)
+		m.finishOnly()
 		return
 	}
 	worked, err := r.vol.ApplyStep()
@@ -147,6 +147,25 @@ func (m *mover) step() {
 		m.endSession()
 		m.next(worked)
 	}
+}
+
+// finishOnly is what the mover does while replay is paused. When nothing is left to finish, the disk alone is what the volume was (I1).
+func (m *mover) finishOnly() {
+	r, w := m.r, m.r.n.w
+	worked, err := false, error(nil)
+	if !w.canary("leave-mixture") {
+		worked, err = r.vol.FinishStep()
+	}
+	if err != nil {
+		r.complain("cannot bring the log onto the disk: ", err)
+		r.applyFailed(err)
+	}
+	if st := r.vol.Status(); err == nil && !worked && !r.n.dying && !st.Writable && st.Consistent && st.Defect == nil {
+		disk := r.n.disks[r.res.slot].Clone()
+		disk.ClearFaults()
+		w.compare(r, disk.Kill(), st.Applied)
+	}
+	m.plan(time.Second)
 }
 
 func (m *mover) next(worked bool) {

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"mars/internal/block"
 	"mars/internal/extent"
@@ -18,13 +19,29 @@ func (v *Volume) Work() <-chan struct{} { return v.queue.work }
 // stands. The order of its steps is the contract of the package:
 //
 //	log durable up to the window's end  ->  state file says Dirty = end  ->  disk written  ->  disk flushed  ->  Applied = end
-func (v *Volume) ApplyStep() (bool, error) {
+func (v *Volume) ApplyStep() (bool, error) { return v.apply(math.MaxInt64) }
+
+// FinishStep goes on with a step that a crash or an error has interrupted, and does nothing else: until that is at its end the disk alone is a mixture,
+// which it shall not be while replay is paused. It returns false when there is nothing to finish, or the log for it is not here.
+func (v *Volume) FinishStep() (bool, error) {
+	path := v.log.Path()
+	v.mu.Lock()
+	dirty, begun := v.st.Dirty, v.st.Sync == nil && v.st.Dirty.LSN > v.st.Applied.End && v.st.recoverable(&path)
+	v.mu.Unlock()
+	if !begun {
+		return false, nil
+	}
+	return v.apply(dirty.LSN)
+}
+
+// apply is one step, not beyond end.
+func (v *Volume) apply(end history.LSN) (bool, error) {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	if err := v.checkOpen(); err != nil {
 		return false, err
 	}
-	worked, err := v.applyWindow()
+	worked, err := v.applyWindow(end)
 	v.mu.Lock()
 	v.applyErr = err
 	v.progress.Broadcast()
@@ -32,11 +49,12 @@ func (v *Volume) ApplyStep() (bool, error) {
 	return worked, err
 }
 
-func (v *Volume) applyWindow() (bool, error) {
+func (v *Volume) applyWindow(end history.LSN) (bool, error) {
 	v.mu.Lock()
 	broken := v.defect
 	v.mu.Unlock()
 	start, lim := v.nextWindow()
+	lim.End = min(lim.End, end)
 	if broken != nil {
 		lim.End = min(lim.End, broken.At)
 	}

@@ -183,6 +183,33 @@ func interrupted(t *testing.T, a *app) (b *machine, ends []history.Position) {
 	return b, ends
 }
 
+// TestFinishStep: what a crash has left half done is finished, and nothing else is applied, as long as replay is paused.
+func TestFinishStep(t *testing.T) {
+	a := newPrimary(t, 1)
+	b := follower(t, a.v, largeWindow)
+	ends := a.writeSome(t, 6)
+	must(t, shipTo(b.v, a.v, ends[5].LSN))
+	if more := must1(b.v.FinishStep())(t); more {
+		t.Fatal("there is something to finish before anything has begun")
+	}
+	b.disk.Inject(blocktest.Fault{Match: func(o blocktest.Op) bool { return o.Kind == blocktest.OpFlush }, Err: syscall.EIO})
+	wantErr(t, "apply", b.drain(), syscall.EIO)
+	b.end(killed, nil)
+	b.v = must1(Open(b.cfg))(t)
+	want := a.image(len(a.log))
+	must(t, shipTo(b.v, a.v, a.writeSome(t, 3)[2].LSN))
+	if more := must1(b.v.FinishStep())(t); !more || b.v.Status().Applied != ends[5] {
+		t.Fatalf("finished up to %v, the step goes up to %v", b.v.Status().Applied, ends[5])
+	}
+	img, err := imageOf(b.disk, a.v.Size())
+	must(t, errors.Join(err, img.same(want[:len(img)])))
+	if more := must1(b.v.FinishStep())(t); more {
+		t.Error("it goes on behind the step")
+	}
+	must(t, b.drain())
+	wantImage(t, a, b)
+}
+
 // TestDamageInsideTheWindow: the replica cannot be made consistent until the damaged part is fetched again, and says so all the time.
 func TestDamageInsideTheWindow(t *testing.T) {
 	a := newPrimary(t, 1)

@@ -63,12 +63,18 @@ func newWorld(t *testing.T, limit time.Duration, cfg lab.Config) *world {
 	return w
 }
 
+// inspect shows what marsd has said and, if it still runs, where all of its threads and goroutines are.
+const inspect = `dmesg | tail -n 20; tail -n 40 /marsd.log; p=$(cat /marsd.pid 2>/dev/null || echo none)
+	[ -e /proc/$p ] || exit 0
+	for t in /proc/$p/task/*; do cat $t/wchan; echo; cat $t/stack; done
+	wc -l </marsd.log >/lines; kill -QUIT $p; sleep 2; tail -n +$(cat /lines) /marsd.log | head -n 400`
+
 func (w *world) takeDown() {
 	if w.t.Failed() {
 		for _, x := range w.nodes {
 			w.t.Logf("%s: console:\n%s", x.Name, x.Console())
 			if x.Running() {
-				log, err := x.Run(context.WithoutCancel(w.ctx), "tail -n 40 /marsd.log; dmesg | tail -n 20")
+				log, err := x.Run(context.WithoutCancel(w.ctx), inspect)
 				w.t.Logf("%s: marsd:\n%s (%v)", x.Name, log, err)
 			}
 		}
