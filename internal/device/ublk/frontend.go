@@ -405,7 +405,15 @@ func openChar(n number) (file int, err error) {
 // run is the queue's goroutine. It keeps its thread, and ends it with itself, since to the driver the thread is the queue.
 func (s *server) run(dev block.Device, log *slog.Logger, ready chan<- error) {
 	runtime.LockOSThread()
-	defer close(s.ended)
+	if left := s.serve(dev, log, ready); left {
+		close(s.ended)
+		select {} // the thread, its ring and its file end with the process, all at once: the driver knows that case best
+	}
+	close(s.ended)
+}
+
+// serve is all that run does; it returns true when the queue was left, and then nothing is closed.
+func (s *server) serve(dev block.Device, log *slog.Logger, ready chan<- error) (left bool) {
 	c, err := openChannel(s.file)
 	if err == nil {
 		s.queue = newQueue(c, dev, log)
@@ -414,6 +422,11 @@ func (s *server) run(dev block.Device, log *slog.Logger, ready chan<- error) {
 	ready <- err
 	if err == nil {
 		s.err = s.queue.serve()
+		left = s.queue.isLeft()
+	}
+	if left {
+		s.queue.workers.wg.Wait() // they use the volume
+		return true
 	}
 	if c != nil {
 		s.err = errors.Join(s.err, c.close())
@@ -422,6 +435,7 @@ func (s *server) run(dev block.Device, log *slog.Logger, ready chan<- error) {
 		s.queue.workers.wg.Wait() // they use the file
 	}
 	s.err = errors.Join(s.err, unix.Close(s.file))
+	return false
 }
 
 // join waits until nothing runs any more.

@@ -370,6 +370,12 @@ func (q *queue) leave() {
 	q.mu.Unlock()
 }
 
+func (q *queue) isLeft() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.mu.left
+}
+
 // note logs why a request failed: the errno of the application loses the reason.
 func (q *queue) note(r *request, err error) {
 	now := time.Now().UnixNano()
