@@ -201,13 +201,14 @@ func (rep *replica) hide(ctx context.Context) error {
 	return nil
 }
 
-// endFronts withdraws the device whatever its users say. When the process ends, a device that can outlive it stays.
-func (rep *replica) endFronts() {
+// endFronts withdraws the device whatever its users say. When the process ends, a device that can outlive it stays; awaited: it has users.
+func (rep *replica) endFronts() (awaited bool) {
 	rep.mu.Lock()
 	defer rep.mu.Unlock()
 	leaving := rep.r.n.ctx.Err() != nil
 	for _, f := range rep.fronts {
 		if s, ok := f.(device.Survivor); ok && leaving {
+			awaited = awaited || len(f.Users()) > 0
 			s.Leave()
 		} else {
 			f.Abort()
@@ -215,11 +216,12 @@ func (rep *replica) endFronts() {
 	}
 	rep.fronts = nil
 	if leaving {
-		return
+		return awaited
 	}
 	if err := rep.dropPaused(); err != nil {
 		rep.r.n.log.Error("cannot give up a device that waits to be continued", "res", rep.r.name(), "err", err)
 	}
+	return false
 }
 
 // giveUp fails the IO of those who wait for the paused device.

@@ -89,7 +89,7 @@ func Open(cfg config.Config, log *slog.Logger) (*Node, error) {
 	return n, nil
 }
 
-// Close stops everything in order: no device stays half open, what is in the buffers goes to the log, what was applied is checkpointed. A device
+// Close stops everything in order: no device stays half open, what is in the log goes to the disk if that is quick, what was applied is checkpointed. A device
 // that is still in use is withdrawn; its users get errors, and nothing that was acknowledged is lost.
 func (n *Node) Close() error {
 	n.stop(errClosed)

@@ -123,17 +123,42 @@ func (rep *replica) startWorkers(vol *volume.Volume) {
 	rep.wg.Go(rep.fetchLog)
 }
 
-// close withdraws the device, whatever its users say, and ends everything.
+// close withdraws the device, whatever its users say, and ends everything. Unless somebody waits for the device to come back, what is in the log is
+// brought onto the disk, as far as that is quick: the operator may want to look at it.
 func (rep *replica) close() error {
-	rep.endFronts()
+	awaited := rep.endFronts()
 	rep.stop(errClosed)
 	rep.session.pause()
 	var err error
 	if rep.vol != nil {
+		if !awaited {
+			rep.drain()
+		}
 		err = rep.vol.Close()
 	}
 	rep.wg.Wait()
 	return errors.Join(err, rep.disk.Close())
+}
+
+// drainLimit bounds how long the end of a replica waits for its disk.
+const drainLimit = 10 * time.Second
+
+// drain applies what is left of the log. What it does not get done is done at the next start.
+func (rep *replica) drain() {
+	w := rep.wish.Load()
+	if w == nil || !w.plan.Replay {
+		return
+	}
+	for end := time.Now().Add(drainLimit); time.Now().Before(end); {
+		worked, err := rep.vol.ApplyStep()
+		if err != nil {
+			rep.r.n.log.Warn("not all of the log is on the disk", "res", rep.r.name(), "err", err)
+		}
+		if err != nil || !worked {
+			return
+		}
+	}
+	rep.r.n.log.Info("not all of the log is on the disk; the rest follows at the next start", "res", rep.r.name(), "bytes", rep.vol.Unapplied())
 }
 
 // diskSize looks at the disk as it is now. The error says that it cannot be trusted any more.

@@ -90,7 +90,8 @@ func TestPrimaryAloneComesBack(t *testing.T) {
 	checkEqual(t, res, a, b)
 }
 
-// TestStopUnderLoad: SIGTERM of both while the application writes: nothing acknowledged is lost, and both stop with status 0.
+// TestStopUnderLoad: SIGTERM of both while the application writes: nothing acknowledged is lost, both stop with status 0, and the disk alone has
+// everything.
 func TestStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	_, a, b := pair(t)
@@ -100,6 +101,7 @@ func TestStopUnderLoad(t *testing.T) {
 	a.stop()
 	application.dies()
 	must := j.Now()
+	a.checkDisk(res, j, must)
 	b.stop()
 	b.start()
 	a.start()
