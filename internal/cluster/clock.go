@@ -51,14 +51,15 @@ func (m *member) theirClocks(now time.Time) (shown []time.Time, alone bool) {
 }
 
 // PutRight decides whether this node's clock, which shows now, was far ahead and is right again: newest, the newest of its stamps, is too far in the
-// future for its own clock and for those of all peers in contact (theirs), of whom there must be one, or no other member.
+// future for its own clock and for those of all peers in contact (theirs), of whom there must be one, or no other member. And its clock must agree with
+// theirs: one that is far behind meanwhile would stamp anew with times that are older than what was there before.
 func PutRight(newest int64, now time.Time, theirs []time.Time, alone bool) bool {
 	stamp := lamport.Stamp{Time: newest}
 	if lamport.Check(stamp, now) == nil {
 		return false
 	}
 	for _, t := range theirs {
-		if lamport.Check(stamp, t) == nil {
+		if lamport.Check(stamp, t) == nil || now.Sub(t).Abs() > lamport.MaxAhead/2 {
 			return false // perhaps it is our clock that is wrong now
 		}
 	}

@@ -84,3 +84,27 @@ func TestClockFarBehindIsPutRight(t *testing.T) {
 		}
 	})
 }
+
+// TestPutRight: stamps are made anew only by a clock that others confirm (the third case lost a deletion: simulator, seed 700970).
+func TestPutRight(t *testing.T) {
+	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	late := now.Add(wrong).UnixNano()
+	for _, c := range []struct {
+		what   string
+		clock  time.Time
+		theirs []time.Time
+		alone  bool
+		want   bool
+	}{
+		{"right again, and a peer confirms it", now, []time.Time{now.Add(time.Hour)}, false, true},
+		{"still wrong", now.Add(wrong), []time.Time{now}, false, false},
+		{"wrong in the other direction now", now.Add(-wrong), []time.Time{now}, false, false},
+		{"a peer whose clock is as wrong as ours was", now, []time.Time{now, now.Add(wrong)}, false, false},
+		{"nobody in contact", now, nil, false, false},
+		{"nobody else in the cluster", now, nil, true, true},
+	} {
+		if got := PutRight(late, c.clock, c.theirs, c.alone); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
+}

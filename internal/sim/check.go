@@ -345,7 +345,7 @@ func (w *World) settleLoss(r *replica, st *volume.Status) {
 		return
 	}
 	for _, c := range r.res.truth.order {
-		if c.t.Origin != r.n.id || c.excused {
+		if c.t.Origin != r.n.id {
 			continue
 		}
 		end := c.t.Switch
