@@ -52,6 +52,31 @@ func TestNoChangesWhileLeaving(t *testing.T) {
 	}
 }
 
+// Whoever let a newcomer in may leave before the others have heard of it: the newcomer introduces itself (found by the simulator, seed 2172).
+func TestNewcomerWhomOnlyALeaverKnew(t *testing.T) {
+	w := newWorld(t)
+	all := w.cluster("a", "b")
+	a, b, c := all[0], all[1], w.open(w.config("c"))
+	w.cut("a", "b")
+	w.cut("a", "c")
+	w.join(c, b)
+	eventually(t, c, func() bool { return anyAlive(c) })
+	must(t, b.Leave(t.Context(), LeaveOptions{}))
+	m, err := a.current()
+	must(t, err)
+	id := c.Self().ID
+	if !m.mayConnect(transport.Meta, id) || m.mayConnect(transport.Log, id) || m.mayConnect(transport.Sync, id) {
+		t.Error("somebody unknown may exchange metadata, and nothing else")
+	}
+	w.heal()
+	eventually(t, a, func() bool { n, err := a.Node(id); return err == nil && n.Alive && m.mayConnect(transport.Log, id) })
+	w.connected(a, c)
+	must(t, c.Leave(t.Context(), LeaveOptions{}))
+	if m.mayConnect(transport.Meta, id) {
+		t.Error("who has left may come back")
+	}
+}
+
 func TestLastNodeLeaves(t *testing.T) {
 	w := newWorld(t)
 	a := w.cluster("a")[0]

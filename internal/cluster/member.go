@@ -67,7 +67,7 @@ func newMember(c *Cluster, id *identity.Identity, store *meta.Store, at address)
 		return nil, err
 	}
 	m.ep = transport.New(transport.Config{
-		Identity: id, Members: m.isMember, Handler: m.serve, Network: c.cfg.Network, Log: m.log, Limits: c.cfg.Limits, DSCP: c.cfg.DSCP,
+		Identity: id, Members: m.mayConnect, Handler: m.serve, Network: c.cfg.Network, Log: m.log, Limits: c.cfg.Limits, DSCP: c.cfg.DSCP,
 	})
 	return m, nil
 }
@@ -162,10 +162,15 @@ func (m *member) reportRecords(records map[string]record, bad []error) {
 
 // startPeer starts the goroutine that keeps the connection to a member; it ends when the peer or the member is stopped.
 func (m *member) startPeer(id string) *peer {
+	p := m.newPeer(id)
+	m.wg.Go(p.run)
+	return p
+}
+
+func (m *member) newPeer(id string) *peer {
 	p := &peer{m: m, id: id}
 	p.ctx, p.stop = context.WithCancelCause(m.ctx)
 	p.mu.sessions = map[*session]struct{}{}
-	m.wg.Go(p.run)
 	return p
 }
 
@@ -209,8 +214,9 @@ func (m *member) serve(ctx context.Context, conn *transport.Conn) {
 func (m *member) serveMeta(ctx context.Context, conn *transport.Conn) {
 	p := m.peer(conn.Peer())
 	if p == nil {
-		// A member whose record came a moment ago; it will try again.
-		return
+		p = m.newPeer(conn.Peer())
+		defer p.stop(errIntroduced)
+		p.guest = true
 	}
 	if err := p.talk(ctx, conn, false); err != nil && m.ctx.Err() == nil {
 		m.log.Info("session ended", "peer", conn.Peer(), "err", err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"mars/internal/meta"
+	"mars/internal/transport"
 )
 
 // nodePrefix is where the records of the members are: node/ID. Below node/ID/ a node may keep more facts about itself.
@@ -103,6 +104,19 @@ func (m *member) isMember(id string) bool {
 	return ok
 }
 
+// mayConnect tells whether a node that has a certificate of the cluster may have a connection. For metadata that is everybody whose membership has not
+// ended: who let it in may have left, or have been lost, before this node was told, and then only the newcomer itself can tell (found by the
+// simulator, seed 2172). The rest is for those who are in the list of nodes.
+func (m *member) mayConnect(class transport.Class, id string) bool {
+	return m.isMember(id) || class == transport.Meta && !m.isRemoved(id)
+}
+
+// isRemoved tells whether the membership of id has ended. That of nodes is never forgotten.
+func (m *member) isRemoved(id string) bool {
+	e, ok := m.store.Entry(nodeKey(id))
+	return ok && e.Deleted
+}
+
 // records returns all members; records that cannot be read are left out, and explained in bad.
 func (m *member) records() (map[string]record, []error) {
 	all := map[string]record{}
@@ -187,8 +201,7 @@ func (c *Cluster) Evicted() bool {
 }
 
 func (m *member) evicted() bool {
-	e, ok := m.store.Entry(nodeKey(m.id.Node()))
-	return ok && e.Deleted
+	return m.isRemoved(m.id.Node())
 }
 
 // publishSelf writes this node's record if it is not right.

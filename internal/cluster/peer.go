@@ -25,6 +25,7 @@ type peer struct {
 	id      string
 	ctx     context.Context
 	stop    context.CancelCauseFunc
+	guest   bool          // not in the list of nodes (yet), and not kept: it has come by itself, and has one session
 	changed meta.Notifier // signalled when a session begins, becomes ready or ends, and after each attempt to connect
 
 	mu struct {

@@ -95,8 +95,11 @@ func (s *session) round() error {
 		return err
 	}
 	// Only here, so that a node that leaves still gets the answer to that.
-	if !s.p.m.isMember(s.p.id) {
+	if s.p.m.isRemoved(s.p.id) {
 		return fmt.Errorf("%w: node %s", transport.ErrNotMember, s.p.id)
+	}
+	if s.p.guest && s.p.m.isMember(s.p.id) {
+		return errIntroduced
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ const (
 var (
 	errSessionEnded = errors.New("session ended")
 	errRedundant    = errors.New("there is another session")
+	errIntroduced   = errors.New("the node is known now, and gets a session as a member")
 )
 
 // session exchanges metadata with one peer over one connection. Both ends do the same:
@@ -202,7 +203,7 @@ func (s *session) takeEntries(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	if !s.p.m.isMember(s.p.id) {
+	if s.p.m.isRemoved(s.p.id) {
 		return nil // nothing is taken any more; the writer ends the session when it has answered
 	}
 	s.remember(entries)

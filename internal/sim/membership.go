@@ -36,8 +36,11 @@ func (n *node) record(pending bool) []byte {
 // knows reports whether id is a member as far as is known here.
 func (n *node) knows(id string) bool { return n.meta.has(cluster.NodeKey(id)) }
 
+// removed reports whether the membership of id has ended as far as is known here.
+func (n *node) removed(id string) bool { return n.meta.gone(cluster.NodeKey(id)) }
+
 // evicted reports whether somebody has removed this node.
-func (n *node) evicted() bool { return n.meta.gone(cluster.NodeKey(n.id)) }
+func (n *node) evicted() bool { return n.removed(n.id) }
 
 // roster lists the members as package cluster does.
 func (n *node) roster() []cluster.NodeInfo {
@@ -103,7 +106,8 @@ func (n *node) forgetDeleted() {
 	n.swept = n.meta.tree.Seq()
 }
 
-// acquainted is what package transport's handshake finds out: whether each one knows the other one as a member of the same cluster.
+// acquainted is what package transport's handshake finds out: whether each one knows the other one as a member of the same cluster, or for metadata
+// whether it does not know that it is none.
 func (w *World) acquainted(a, b *node, class string) bool {
 	if class == "join" {
 		return b.cluster != "" && a.cluster == ""
@@ -111,7 +115,13 @@ func (w *World) acquainted(a, b *node, class string) bool {
 	if w.canary("strangers") {
 		return true
 	}
-	return a.cluster != "" && a.cluster == b.cluster && a.knows(b.id) && b.knows(a.id)
+	if a.cluster == "" || a.cluster != b.cluster {
+		return false
+	}
+	if class == "meta" {
+		return !a.removed(b.id) && !b.removed(a.id)
+	}
+	return a.knows(b.id) && b.knows(a.id)
 }
 
 // recheck cuts the connections with nodes that are no members any more, as package transport does. Sessions of class meta look after themselves.
@@ -138,7 +148,7 @@ func (n *node) recheck() {
 	}
 	n.ends = open
 	for _, g := range n.gossip {
-		if g.conn != nil && !n.knows(g.conn.peer.as) {
+		if g.conn != nil && n.removed(g.conn.peer.as) {
 			g.partFrom(g.conn)
 		}
 		g.connect()
@@ -148,7 +158,7 @@ func (n *node) recheck() {
 // partFrom ends the session with a peer that is no member any more, when what it still has to know is sent.
 func (g *gossip) partFrom(e *end) {
 	g.n.after(20*1e6, func() {
-		if g.conn == e && !g.n.knows(e.peer.as) {
+		if g.conn == e && g.n.removed(e.peer.as) {
 			g.send()
 			g.conn = nil
 			e.close()
@@ -500,9 +510,9 @@ func (w *World) checkStranger(e *end, what string) {
 	}
 }
 
-// checkSource (I10): metadata come from members only.
-func (w *World) checkSource(n *node, from string) {
-	if !n.knows(from) {
-		w.failf("I10", "%s takes metadata from %s, which is no member", n.id, from)
+// checkSource (I10): metadata come from members only. Who was let in and is not known here yet is one.
+func (w *World) checkSource(n *node, from *end) {
+	if n.removed(from.as) || n.cluster != from.in {
+		w.failf("I10", "%s takes metadata from %s, which is no member", n.id, from.as)
 	}
 }

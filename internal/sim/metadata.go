@@ -310,9 +310,9 @@ func (g *gossip) alive() bool {
 	return g.from != "" && g.n.w.now-g.heard < aliveWindow && !(g.conn == nil && g.refused)
 }
 
-// connect keeps a connection with the peer; the node with the lower index dials.
+// connect keeps a connection with the peer; the node with the lower index dials, or that which alone knows the other one.
 func (g *gossip) connect() {
-	if g.conn != nil || g.dialing || g.n.index > g.peer.index || !g.wanted() {
+	if g.conn != nil || g.dialing || !g.wanted() || g.n.index > g.peer.index && g.peer.knows(g.n.id) {
 		return
 	}
 	g.dialing = true
@@ -442,7 +442,7 @@ func (g *gossip) take(kind byte, payload []byte) {
 
 // takeEntries merges what a member has sent.
 func (g *gossip) takeEntries(payload []byte) {
-	if !g.n.knows(g.from) && !g.n.w.canary("strangers") {
+	if g.n.removed(g.from) && !g.n.w.canary("strangers") {
 		return // nothing is taken any more; the session ends when it has answered
 	}
 	var entries []meta.Entry
@@ -454,7 +454,7 @@ func (g *gossip) takeEntries(payload []byte) {
 		entries, payload = append(entries, e), rest
 	}
 	if len(entries) > 0 {
-		g.n.w.checkSource(g.n, g.from)
+		g.n.w.checkSource(g.n, g.conn.peer)
 	}
 	g.early = g.n.meta.merge(entries) || g.early
 }

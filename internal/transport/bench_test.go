@@ -9,7 +9,7 @@ import (
 func benchPair(b *testing.B) *Conn {
 	id := newIdentity(b)
 	other := admit(b, id)
-	all := func(string) bool { return true }
+	all := func(Class, string) bool { return true }
 	server := New(Config{Identity: id, Members: all, Handler: func(_ context.Context, c *Conn) {
 		var buf []byte
 		for {

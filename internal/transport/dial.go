@@ -25,7 +25,7 @@ type Target struct {
 }
 
 func (e *Endpoint) dial(ctx context.Context, addr string, to Target) (*Conn, error) {
-	if err := e.checkMember(to.Node); err != nil {
+	if err := e.checkMember(to.Class, to.Node); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -85,7 +85,7 @@ func (e *Endpoint) connect(ctx context.Context, p *progressConn, to Target) (*Co
 	if err := e.register(c, ""); err != nil {
 		return c, err
 	}
-	return c, e.checkMember(peer)
+	return c, e.checkMember(to.Class, peer)
 }
 
 // awaitAccept reads the server's word about this connection.

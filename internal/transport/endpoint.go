@@ -36,8 +36,9 @@ var (
 // Config configures an Endpoint. Identity, Members and Handler are required.
 type Config struct {
 	Identity *identity.Identity
-	// Members tells whether the node with this id is a member now. It is called for each connection and must not block.
-	Members func(id string) bool
+	// Members tells whether the node with this id may have a connection of this class now. It is asked about nodes that have a certificate of the
+	// cluster, for each connection, and must not block.
+	Members func(class Class, id string) bool
 	// Handler serves an incoming connection, which is closed when it returns. Its context ends with the endpoint.
 	Handler func(ctx context.Context, c *Conn)
 	Network Network // default TCP
@@ -129,7 +130,7 @@ func (e *Endpoint) Recheck(classes ...Class) int {
 func (e *Endpoint) strangers(classes []Class) []*Conn {
 	var out []*Conn
 	for _, c := range e.connsOf(classes) {
-		if c.peer != "" && !e.cfg.Members(c.peer) {
+		if c.peer != "" && !e.cfg.Members(c.class, c.peer) {
 			out = append(out, c)
 		}
 	}

@@ -27,7 +27,7 @@ type members struct {
 	ids map[string]bool
 }
 
-func (m *members) has(id string) bool {
+func (m *members) has(_ Class, id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.ids[id]

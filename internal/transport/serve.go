@@ -223,13 +223,13 @@ func (e *Endpoint) admitPeer(c *Conn, host string) error {
 	if err := e.register(c, c.peer); err != nil {
 		return err
 	}
-	return e.checkMember(c.peer)
+	return e.checkMember(c.class, c.peer)
 }
 
 // checkMember is called when the connection is registered: either this sees that the peer was removed, or the Recheck after the removal
 // sees the connection.
-func (e *Endpoint) checkMember(id string) error {
-	if !e.cfg.Members(id) {
+func (e *Endpoint) checkMember(class Class, id string) error {
+	if !e.cfg.Members(class, id) {
 		return fmt.Errorf("%w: node %s", ErrNotMember, id)
 	}
 	return nil
