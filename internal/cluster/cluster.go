@@ -48,6 +48,8 @@ var (
 	ErrUnconfirmed = errors.New("no other member has confirmed")
 	// ErrLeaving says that this host is about to leave: what it changes now nobody would take.
 	ErrLeaving = errors.New("this host is leaving the cluster")
+	// ErrEvicted says that another member has removed this node: what it changes nobody takes any more.
+	ErrEvicted = errors.New("this node was removed from its cluster: use leave-cluster --force, then join again")
 	// ErrConfig says that the configuration does not allow what was asked for.
 	ErrConfig = errors.New("configuration")
 	// ErrClosed says that the Cluster was closed.
@@ -378,6 +380,9 @@ func (c *Cluster) withStore(f func(*meta.Store) error) error {
 	defer m.changes.RUnlock()
 	if m.leaving {
 		return ErrLeaving
+	}
+	if m.evicted() {
+		return ErrEvicted
 	}
 	return f(m.store)
 }

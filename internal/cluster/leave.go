@@ -96,7 +96,7 @@ func (c *Cluster) RemoveNode(nameOrID string) error {
 	if err := MayRemove(n, m.id.Node()); err != nil {
 		return err
 	}
-	return m.store.Batch(m.removal(n.ID))
+	return c.Batch(m.removal(n.ID))
 }
 
 // Sync returns when all that alive members had put before is here, all that was put here before is there, and both are on disk. Members

@@ -52,6 +52,24 @@ func TestNoChangesWhileLeaving(t *testing.T) {
 	}
 }
 
+// The same, when others have ended the membership and the node knows (found by the simulator, seed 4799).
+func TestNoChangesAfterRemoval(t *testing.T) {
+	w := newWorld(t)
+	all := w.cluster("a", "b")
+	w.cut("a", "b")
+	b := all[1]
+	eventually(t, b, func() bool { return !anyAlive(b) })
+	m, err := b.current()
+	must(t, err)
+	must(t, m.store.Batch(m.removal(m.id.Node())))
+	wantErr(t, b.Put("k", []byte("v")), ErrEvicted)
+	wantErr(t, b.RemoveNode("a"), ErrEvicted)
+	if _, err := b.Node("a"); err != nil {
+		t.Error("removed nevertheless:", err)
+	}
+	must(t, b.Leave(t.Context(), LeaveOptions{}))
+}
+
 // Whoever let a newcomer in may leave before the others have heard of it: the newcomer introduces itself (found by the simulator, seed 2172).
 func TestNewcomerWhomOnlyALeaverKnew(t *testing.T) {
 	w := newWorld(t)

@@ -339,6 +339,8 @@ func (n *node) leaveCluster(c *command, force bool) error {
 	}
 	alone := len(n.roster()) <= 1
 	told, asked := n.evicted() || alone, false
+	// It may have died before it heard that it was let go, and gone on: nobody took what it said since (seed 4799).
+	n.w.silent = n.w.silent || n.evicted()
 	n.leaving = true
 	c.undo = func() { n.leaving = false }
 	c.poll = func() (bool, error) {

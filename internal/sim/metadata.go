@@ -69,12 +69,23 @@ func (m *metadata) flush() {
 	m.floor = m.clock.Floor()
 }
 
-// batch makes changes durably, unless the node is leaving the cluster.
+// batch makes changes durably, unless nobody would take them.
 func (m *metadata) batch(changes ...meta.Change) error {
-	if m.n.leaving {
-		return cluster.ErrLeaving
+	if err := m.n.mayChange(); err != nil {
+		return err
 	}
 	return m.commit(changes...)
+}
+
+// mayChange is what package cluster asks before each change.
+func (n *node) mayChange() error {
+	switch {
+	case n.leaving:
+		return cluster.ErrLeaving
+	case n.evicted():
+		return cluster.ErrEvicted
+	}
+	return nil
 }
 
 func (m *metadata) commit(changes ...meta.Change) error {
@@ -104,8 +115,8 @@ func (m *metadata) putAfter(key string, v any, old lamport.Stamp) error {
 	if m.n.dying {
 		return errDead
 	}
-	if m.n.leaving {
-		return cluster.ErrLeaving
+	if err := m.n.mayChange(); err != nil {
+		return err
 	}
 	if !m.apply(meta.Entry{Key: key, Value: encode(v), Stamp: lamport.Stamp{Time: old.Time + 1, Node: m.n.id}}) {
 		return meta.ErrSuperseded

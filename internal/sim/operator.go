@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"mars/internal/block"
+	"mars/internal/cluster"
 	"mars/internal/lamport"
 	"mars/internal/meta"
 	"mars/internal/resource"
@@ -70,6 +71,9 @@ func (w *World) order(n *node, text string, do func(*command) error) {
 }
 
 func (n *node) do(c *command, res *simResource, verb string) error {
+	if n.evicted() {
+		return cluster.ErrEvicted
+	}
 	e := n.meta.find(res.id)
 	if e == nil {
 		return errors.New("no such resource")

@@ -32,7 +32,7 @@ type World struct {
 	chaosTime time.Duration
 	built     bool // all resources are created
 	gaveUp    bool // log was deleted that a member needs, for want of space
-	silent    bool // a node has left without a word, or was removed: what only it knew is lost
+	silent    bool // a node was removed, or has left without a word or after its membership had ended: what only it knew is lost
 }
 
 // simResource is one replicated device.
