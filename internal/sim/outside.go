@@ -1,11 +1,13 @@
 package sim
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"mars/internal/cluster"
+	"mars/internal/resource"
 )
 
 // recreate deletes a resource, wherever its primary is, and makes a new one of the same name elsewhere, while some may not have heard of that.
@@ -196,14 +198,28 @@ func (n *node) holds(res *simResource) bool {
 	return err == nil && slices.Contains(names, res.id)
 }
 
-// buryGhosts ends the memberships of nodes that do not exist any more, and reports whether there were any.
+// buryGhosts ends the memberships of nodes that do not exist any more, and reports whether there were any. That is refused when one of them may have
+// had the only replica: it was removed, made the resource before it heard of that, and took the replica with it when it left (seed 4334). Then the
+// operator does what the refusal says, and gives the resource up.
 func (w *World) buryGhosts(res *simResource, e *entry) bool {
-	ref, any := w.ref(), false
-	for id := range e.members {
+	ref, ghosts := w.ref(), w.ghosts(e)
+	for _, id := range ghosts {
+		if w.unheard() && w.survivor(res, e) == nil && resource.MayRemove(ref.members(e), id) != nil {
+			w.issue(ref, res, "delete-resource --force")
+			break
+		}
+		w.removeFrom(ref, res, id)
+	}
+	return len(ghosts) > 0
+}
+
+// ghosts are the members of a resource that are none of the cluster.
+func (w *World) ghosts(e *entry) []string {
+	var all []string
+	for _, id := range slices.Sorted(maps.Keys(e.members)) {
 		if n := w.node(id); n == nil || !w.inside(n) {
-			w.removeFrom(ref, res, id)
-			any = true
+			all = append(all, id)
 		}
 	}
-	return any
+	return all
 }
