@@ -212,12 +212,16 @@ func (r *replica) primaryForced(c *command, e *entry) error {
 		return err
 	}
 	r.n.w.stats.Forced++
+	opened := false
 	c.poll = func() (bool, error) {
-		if r.vol == nil || !r.alive() {
+		switch {
+		case r.vol == nil || !r.alive():
 			return false, errors.New("detached meanwhile")
-		}
-		if r.vol.Status().Writable {
-			return r.shown, nil
+		case opened || r.vol.Status().Writable:
+			opened = true // once: if somebody has invalidated it meanwhile, that stands
+			return r.vol.Status().Writable && r.shown, nil
+		case r.mover.copy.active():
+			return false, nil // its step has the volume locked
 		}
 		r.fetch.drop()
 		now, ok := r.observe()
@@ -229,6 +233,7 @@ func (r *replica) primaryForced(c *command, e *entry) error {
 			r.res.forced[r.n.index]++
 		}
 		err := r.activate(forced)
+		opened = err == nil
 		if errors.Is(err, volume.ErrBacklog) {
 			err = nil
 		}
