@@ -11,12 +11,12 @@
 //	Want     offset 8, length 4 of a unit, bitmap 2 bytes: the blocks whose digests differ; answered by Blocks: their contents
 //	Finish   empty                   answered by JSON position: what the copy may contain
 //
-// The digest is SHA-256, cut to 128 bits: an attacker who writes to the volume must not be able to make two blocks that are taken for equal.
+// The digest is BLAKE3, cut to 128 bits: an attacker who writes to the volume must not be able to make two blocks that are taken for equal, and what is
+// equal is read and hashed at both ends and nothing else, so the hash decides how long a sync takes.
 package fullsync
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -24,6 +24,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/zeebo/blake3"
 
 	"mars/internal/history"
 )
@@ -99,7 +101,7 @@ func (r *Refusal) Error() string {
 type digest [digestSize]byte
 
 func sum(p []byte) (d digest) {
-	s := sha256.Sum256(p)
+	s := blake3.Sum256(p)
 	copy(d[:], s[:])
 	return d
 }

@@ -362,8 +362,11 @@ func (rep *replica) startOver(why error) {
 	})
 }
 
-// housekeep deletes log that nobody needs.
+// housekeep deletes log that nobody needs, and notes how far it is durable.
 func (rep *replica) housekeep(now time.Time) {
+	if err := rep.vol.NoteDurable(); err != nil && rep.ctx.Err() == nil {
+		rep.r.n.log.Warn("cannot save how far the log is durable", "res", rep.r.name(), "err", err)
+	}
 	w, l := rep.wish.Load(), rep.vol.Log()
 	if w == nil {
 		return

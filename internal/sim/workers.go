@@ -198,8 +198,11 @@ func (r *replica) startOver(why error) {
 	})
 }
 
-// housekeep deletes log that nobody needs.
+// housekeep deletes log that nobody needs, and notes how far it is durable.
 func (r *replica) housekeep() {
+	if err := r.vol.NoteDurable(); err != nil {
+		r.n.w.logf("%s/%s: cannot save how far the log is durable: %v", r.n.id, r.res.id, err)
+	}
 	if r.in.Self == "" {
 		return
 	}

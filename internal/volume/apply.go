@@ -207,6 +207,24 @@ func (v *Volume) checkpoint() error {
 	return v.saveState()
 }
 
+// NoteDurable saves how far the log is durable when that is a segment more than what is saved: what is not known to be durable Open writes once more,
+// which takes longer than to read it.
+func (v *Volume) NoteDurable() error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if err := v.checkOpen(); err != nil {
+		return err
+	}
+	durable := v.log.Durable()
+	v.mu.Lock()
+	little := durable-v.st.Durable < history.LSN(v.cfg.SegmentSize)
+	v.mu.Unlock()
+	if little {
+		return nil
+	}
+	return v.saveState()
+}
+
 // endSyncIfReached declares the replica consistent when the copy is complete and everything that it may contain has been replayed.
 func (v *Volume) endSyncIfReached() error {
 	v.mu.Lock()

@@ -280,9 +280,11 @@ func (c *cluster) step() error {
 		return c.stoppedStep(s, n)
 	case n < 70:
 		return c.follow(s, n)
-	case n < 80:
+	case n < 79:
 		_, err := c.m[c.primary].v.ApplyStep()
 		return err
+	case n < 80:
+		return errors.Join(c.m[c.primary].v.NoteDurable(), c.m[s].v.NoteDurable())
 	case n < 84:
 		need := min(c.m[s].v.Log().Durable(), c.m[c.primary].v.Checkpointed())
 		_, err := c.m[c.primary].v.Log().DeleteBelow(need)

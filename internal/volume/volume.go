@@ -37,6 +37,7 @@ type Config struct {
 	// Pause slows a writer down; may be nil. It must return after d at the latest.
 	Pause func(d time.Duration)
 
+	// SegmentSize of the log in bytes. 0 = translog.DefaultSegmentSize.
 	SegmentSize int64
 	// Reserve is asked before the log takes more space, see translog.Config.
 	Reserve func(bytes int64) error
@@ -103,6 +104,9 @@ func (k kick) signal() {
 func newVolume(cfg Config, st state) *Volume {
 	if cfg.WritebackLimit == 0 {
 		cfg.WritebackLimit = 512 << 20
+	}
+	if cfg.SegmentSize == 0 {
+		cfg.SegmentSize = translog.DefaultSegmentSize
 	}
 	if cfg.WindowSize == 0 {
 		cfg.WindowSize = 128 << 20
