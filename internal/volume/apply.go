@@ -208,9 +208,11 @@ func (v *Volume) checkpoint() error {
 }
 
 // NoteDurable saves how far the log is durable when that is a segment more than what is saved: what is not known to be durable Open writes once more,
-// which takes longer than to read it.
+// which takes longer than to read it. While something else is done to the disk it does nothing: that saves it, too.
 func (v *Volume) NoteDurable() error {
-	v.applyMu.Lock()
+	if !v.applyMu.TryLock() {
+		return nil
+	}
 	defer v.applyMu.Unlock()
 	if err := v.checkOpen(); err != nil {
 		return err
