@@ -37,6 +37,9 @@ type Node struct {
 	hub     *nbd.Hub // nil: no NBD over TCP
 	store   logStore
 	stamps  stamps
+	syncs   turns // of logs, for peers
+	ships   turns // of small pieces of log
+	replays turns // of windows where there is no backlog
 	parsed  parsed
 	latest  latest
 	started time.Time

@@ -89,7 +89,7 @@ func (n *Node) serveLog(ctx context.Context, conn *transport.Conn, peer cluster.
 	conn.SetProgress(transport.Progress{Write: transport.DefaultProgress})
 	var wg sync.WaitGroup
 	wg.Go(func() { conn.ReadFrame(nil); cancel() })
-	err = ship.Serve(hungUp, ship.ServerConfig{Conn: conn, Log: rep.vol.Log(), Stamp: n.stamps.next}, req, rep.vol.WantDurable)
+	err = ship.Serve(hungUp, ship.ServerConfig{Conn: conn, Log: rep.vol.Log(), Stamp: n.stamps.next, Turn: n.ships.take}, req, rep.vol.WantDurable)
 	conn.Close()
 	wg.Wait()
 	n.log.Debug("log session ended", "res", rep.r.name(), "peer", peer.Name, "err", err)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mars/internal/block"
 	"mars/internal/fullsync"
 	"mars/internal/history"
 	"mars/internal/resource"
@@ -20,7 +21,7 @@ import (
 
 // Log syncs that nobody but a peer waits for have a distance, and take at most a quarter of the time: they cost the application bandwidth.
 const (
-	shipInterval    = 2 * time.Millisecond
+	shipInterval    = 2 * time.Millisecond // between two of this node
 	maxShipInterval = 50 * time.Millisecond
 )
 
@@ -37,13 +38,9 @@ func (rep *replica) syncLog() {
 		}
 		start := time.Now()
 		rep.vol.SyncStep()
-		end := time.Now()
-		next = end.Add(restAfter(end.Sub(start), shipInterval, maxShipInterval))
+		next = rep.r.n.syncs.rest(time.Since(start), shipInterval, maxShipInterval)
 	}
 }
-
-// restAfter is how long a background activity that has taken d pauses, so that it takes a quarter of the time at most.
-func restAfter(d, least, most time.Duration) time.Duration { return min(max(3*d, least), most) }
 
 // holdSync waits for d unless somebody needs a sync now.
 func (rep *replica) holdSync(d time.Duration) {
@@ -109,7 +106,7 @@ func (m *mover) setErr(err error) {
 const (
 	writebackAge   = 5 * time.Second        // how old a change gets on the primary before it is written back
 	writebackIdle  = 500 * time.Millisecond // without new writes it is written back at once
-	replayGap      = 20 * time.Millisecond  // between two windows on a secondary that keeps up, at least: so they grow under load
+	replayGap      = 20 * time.Millisecond  // between two windows of this node where it keeps up, at least: so they grow under load
 	maxReplayGap   = 200 * time.Millisecond
 	keepsUp        = 16 << 20    // bytes of log that wait for replay; with more there is no gap
 	retryAfter     = time.Second // after an error
@@ -177,8 +174,7 @@ func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
 		return w, false, after(retryAfter)
 	}
 	if worked {
-		end := time.Now()
-		rep.mover.next = end.Add(restAfter(end.Sub(start), replayGap, maxReplayGap))
+		rep.mover.next = rep.r.n.replays.rest(time.Since(start), replayGap, maxReplayGap)
 		rep.r.wake()
 	}
 	return w, worked, nil
@@ -227,6 +223,9 @@ func (rep *replica) writebackDue() bool {
 
 // applyFailed handles what replay cannot get over.
 func (rep *replica) applyFailed(err error) {
+	if errors.Is(err, block.ErrClosed) {
+		return // the replica ends
+	}
 	rep.r.n.log.Warn("cannot bring the log onto the disk", "res", rep.r.name(), "err", err)
 	if s := rep.vol.Status(); s.Sync != nil && errors.Is(err, translog.ErrDiverged) {
 		rep.startOver(err)

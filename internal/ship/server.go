@@ -26,6 +26,7 @@ type Server struct {
 	conn  Conn
 	log   Source
 	stamp func() int64
+	turn  func(time.Duration) time.Time
 	lsn   history.LSN
 	buf   []byte
 }
@@ -36,6 +37,9 @@ type ServerConfig struct {
 	Log  Source
 	// Stamp gives the Lamport time.
 	Stamp func() int64
+	// Turn says when the next small chunk may go, given the distance that it should have from the one before; nil = that is all that counts. Sessions
+	// that share a machine can share it.
+	Turn func(gap time.Duration) time.Time
 	// Buf holds one frame's log; it must have room for the largest record of the log. nil = what any log needs.
 	Buf []byte
 }
@@ -51,7 +55,7 @@ func NewServer(c ServerConfig, req Request) (*Server, error) {
 	if c.Buf == nil {
 		c.Buf = make([]byte, max(chunkSize, translog.MaxChunk))
 	}
-	return &Server{conn: c.Conn, log: c.Log, stamp: c.Stamp, lsn: req.From.LSN, buf: c.Buf}, nil
+	return &Server{conn: c.Conn, log: c.Log, stamp: c.Stamp, turn: c.Turn, lsn: req.From.LSN, buf: c.Buf}, nil
 }
 
 func codeOf(err error) string {
@@ -122,7 +126,7 @@ func Serve(ctx context.Context, c ServerConfig, req Request, want func() (stop f
 		if sent {
 			news = true
 			if s.lsn-from < smallChunk {
-				err = wait(ctx, nil, smallGap)
+				err = wait(ctx, nil, s.pause())
 			}
 			if err != nil {
 				return err
@@ -143,6 +147,14 @@ func Serve(ctx context.Context, c ServerConfig, req Request, want func() (stop f
 			return err
 		}
 	}
+}
+
+// pause is how long a session waits after a small chunk.
+func (s *Server) pause() time.Duration {
+	if s.turn == nil {
+		return smallGap
+	}
+	return time.Until(s.turn(smallGap))
 }
 
 // wait returns when changed is closed or d has passed.
