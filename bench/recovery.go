@@ -64,12 +64,9 @@ func (b *bench) copyAsMany(ctx context.Context, src string, n int64) error {
 	return err
 }
 
-// dropCaches makes the next reads come from the medium. Memory for them has been in use before: on a virtual machine whose host takes free memory
-// back the first to touch it would pay for all who come later.
+// dropCaches makes the next reads come from the medium.
 func (b *bench) dropCaches() {
-	if m, err := syscall.Mmap(-1, 0, int(2*b.o.size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_POPULATE); err == nil {
-		_ = syscall.Munmap(m) // cannot fail for what was mapped
-	}
+	b.touchMemory()
 	syscall.Sync()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		b.note("with cold caches: %v (figures of recovery and full sync are with warm ones)", err)

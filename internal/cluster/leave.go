@@ -82,6 +82,19 @@ func (m *member) goodbyeTo(ctx context.Context, p *peer) error {
 	return err
 }
 
+// letGo ends the membership of a peer that asks for that. Who is about to leave, or was removed, cannot confirm: nobody would take it from here.
+func (m *member) letGo(id string) error {
+	m.changes.RLock()
+	defer m.changes.RUnlock()
+	if m.leaving {
+		return fmt.Errorf("node %s: %w", m.name, ErrLeaving)
+	}
+	if m.evicted() {
+		return fmt.Errorf("node %s: %w", m.name, ErrEvicted)
+	}
+	return m.store.Batch(m.removal(id))
+}
+
 // RemoveNode removes a dead node, given by name or id, from the cluster. ErrNodeAlive refuses one that could leave by itself. A removed node that
 // comes back is refused by all who know of the removal, and has to leave and join again.
 func (c *Cluster) RemoveNode(nameOrID string) error {

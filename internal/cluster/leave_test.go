@@ -95,6 +95,21 @@ func TestNewcomerWhomOnlyALeaverKnew(t *testing.T) {
 	}
 }
 
+// What somebody who leaves itself has confirmed could be lost with it.
+func TestLeaverConfirmsNoOther(t *testing.T) {
+	w := newWorld(t)
+	all := w.cluster("a", "b")
+	m, err := all[1].current()
+	must(t, err)
+	m.setLeaving(true)
+	wantErr(t, all[0].Leave(t.Context(), LeaveOptions{}), ErrUnconfirmed)
+	m.setLeaving(false)
+	if n := all[1].Nodes(); len(n) != 2 {
+		t.Errorf("members: %+v", n)
+	}
+	must(t, all[0].Leave(t.Context(), LeaveOptions{}))
+}
+
 func TestLastNodeLeaves(t *testing.T) {
 	w := newWorld(t)
 	a := w.cluster("a")[0]

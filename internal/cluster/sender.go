@@ -170,7 +170,7 @@ func (s *session) answer(a answer) error {
 	case requestSync:
 		problem = s.p.m.store.Flush()
 	case requestLeave:
-		problem = s.p.m.store.Batch(s.p.m.removal(s.p.id))
+		problem = s.p.m.letGo(s.p.id)
 	}
 	if problem == nil {
 		// What this has changed here shall be there before the answer.

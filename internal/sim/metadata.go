@@ -473,7 +473,9 @@ func (g *gossip) takeEntries(payload []byte) {
 // letGo deletes the peer, which wants that.
 func (g *gossip) letGo(e *end) {
 	problem := ""
-	if err := g.n.meta.commit(g.n.removal(e.peer.as)...); err != nil {
+	if g.n.leaving || g.n.evicted() {
+		problem = cluster.ErrLeaving.Error()
+	} else if err := g.n.meta.commit(g.n.removal(e.peer.as)...); err != nil {
 		problem = err.Error()
 	}
 	if g.n.dying {
