@@ -20,12 +20,16 @@ type frame struct {
 }
 
 // wire is a Conn that keeps what is written.
-type wire struct{ out []frame }
+type wire struct {
+	out    []frame
+	frames int // written in all
+}
 
 func (w *wire) ReadFrame([]byte) (byte, []byte, error) { return 0, nil, io.EOF }
 func (w *wire) Flush() error                           { return nil }
 
 func (w *wire) WriteFrame(kind byte, parts ...[]byte) error {
+	w.frames++
 	w.out = append(w.out, frame{kind, bytes.Join(parts, nil)})
 	return nil
 }
@@ -124,6 +128,48 @@ func scatter(t *testing.T, rng *rand.Rand, d *blocktest.Disk, times int) {
 		if err := d.WriteAt(p, off, 0); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Where nearly everything differs the source stops asking which blocks, and begins again where that is not so any more.
+func TestWholeUnitsWhereAllDiffers(t *testing.T) {
+	t.Parallel()
+	const part = 4 << 20
+	rng := rand.NewChaCha8([32]byte{})
+	src := &source{Disk: blocktest.NewDisk(4 * part), at: history.Position{Timeline: 1, LSN: 9}}
+	content := make([]byte, 4*part)
+	rng.Read(content)
+	if err := src.WriteAt(content, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	dst := src.Clone()
+	rng.Read(content[:2*part])
+	for off := 2 * part; off < len(content); off += 2 * unitSize {
+		content[off]++ // one block of every other unit
+	}
+	if err := dst.WriteAt(content, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, src)
+	var questions []int
+	for i := range 4 {
+		p.there.frames = 0
+		err := p.copy(dst, Range{Off: int64(i) * part, Len: part, Reflected: 9})
+		questions = append(questions, p.there.frames-part/chunkSize)
+		if err = errors.Join(err, p.sess.StartFinish()); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const units = part / unitSize
+	if questions[0] != units || questions[1] > units/offerEvery+1 || questions[2] > questions[3] || questions[3] != units/2 {
+		t.Errorf("answers about blocks: %v of %d units", questions, units)
+	}
+	got := make([]byte, len(content))
+	if err := errors.Join(dst.ReadAt(got, 0), src.ReadAt(content, 0)); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("not equal (%v)", err)
 	}
 }
 

@@ -55,7 +55,15 @@ type Server struct {
 	src  Source
 	data []byte
 	out  []byte
+
+	// Where most blocks of the units that differ were wanted, the next ones travel whole: that saves hashing them by blocks, and the question.
+	whole           bool
+	offered, wanted int // blocks since the last Finish
+	skipped         int // units that were sent whole since one was offered by blocks, to see whether that is still right
 }
+
+// offerEvery is how many of the units that differ are sent whole for one that is offered by blocks.
+const offerEvery = 16
 
 // NewServer accepts a session with the given reply.
 func NewServer(c Conn, reply OpenReply, src Source) (*Server, error) {
@@ -108,6 +116,7 @@ func (s *Server) answer(kind byte, payload []byte) error {
 	case frameWant:
 		return s.want(payload)
 	case frameFinish:
+		s.learn()
 		pos, err := s.src.StablePosition()
 		if err != nil {
 			return err
@@ -155,16 +164,35 @@ func (s *Server) unit(unit []byte, mine, theirs digest) byte {
 		return unitSame
 	case isZero(unit):
 		return unitZero
-	case theirs == zeroUnitSum || len(unit) < unitSize:
+	case theirs == zeroUnitSum || len(unit) < unitSize || s.sendWhole():
 		s.out = append(s.out, unit...)
 		return unitData
 	}
+	s.offered += unitSize / blockSize
 	each(unit, blockSize, func(_ int, b []byte) error {
 		d := sum(b)
 		s.out = append(s.out, d[:]...)
 		return nil
 	})
 	return unitDigests
+}
+
+// sendWhole tells whether a unit that differs is sent without asking for its blocks.
+func (s *Server) sendWhole() bool {
+	s.skipped++
+	if !s.whole || s.skipped > offerEvery {
+		s.skipped = 0
+		return false
+	}
+	return true
+}
+
+// learn looks at the questions since the last Finish, all of which are answered.
+func (s *Server) learn() {
+	if s.offered > 0 {
+		s.whole = s.wanted*4 >= s.offered*3
+	}
+	s.offered, s.wanted = 0, 0
 }
 
 func (s *Server) want(payload []byte) error {
@@ -179,6 +207,7 @@ func (s *Server) want(payload []byte) error {
 	s.out = s.out[:0]
 	each(data, blockSize, func(i int, b []byte) error {
 		if w.bits&(1<<i) != 0 {
+			s.wanted++
 			s.out = append(s.out, b...)
 		}
 		return nil

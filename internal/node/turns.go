@@ -24,10 +24,9 @@ func (t *turns) take(gap time.Duration) time.Time {
 	return t.next
 }
 
-// rest is when a background activity that has taken d may come again: it takes a quarter of the time at most, but does not wait for longer than most
-// except for its turn.
-func (t *turns) rest(d, gap, most time.Duration) time.Time {
-	at, turn := time.Now().Add(min(3*d, most)), t.take(gap)
+// after is when an activity that shall pause for that long may come again: then, or when it is its turn.
+func (t *turns) after(pause, gap time.Duration) time.Time {
+	at, turn := time.Now().Add(pause), t.take(gap)
 	if turn.After(at) {
 		return turn
 	}

@@ -22,12 +22,9 @@ func TestTurns(t *testing.T) {
 			t.Errorf("alone it waits for %v", d)
 		}
 	}
-	for _, c := range []struct{ took, gap, most, want time.Duration }{
-		{0, 2, 50, 2}, {5, 2, 50, 15}, {40, 2, 50, 50}, {0, 90, 50, 90},
-	} {
+	for _, c := range []struct{ pause, gap, want time.Duration }{{0, 2, 2}, {15, 2, 15}, {50, 90, 90}} {
 		var s turns
-		d := time.Until(s.rest(c.took*time.Hour, c.gap*time.Hour, c.most*time.Hour))
-		if (d - c.want*time.Hour).Abs() > time.Minute {
+		if d := time.Until(s.after(c.pause*time.Hour, c.gap*time.Hour)); (d - c.want*time.Hour).Abs() > time.Minute {
 			t.Errorf("%+v: %v", c, d)
 		}
 	}
