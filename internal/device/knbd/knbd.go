@@ -166,10 +166,6 @@ func (f *FrontEnd) takeOver(p *Paused) error {
 
 // create makes a new device.
 func (f *FrontEnd) create() error {
-	f.rec = newRecord(&f.cfg)
-	if err := f.rec.save(f.cfg.Dir); err != nil {
-		return err
-	}
 	p, err := newPair()
 	if err != nil {
 		return err
@@ -179,9 +175,11 @@ func (f *FrontEnd) create() error {
 	if err != nil {
 		return err
 	}
+	f.rec = newRecord(&f.cfg)
 	s := settings{size: f.cfg.Dev.Size(), blockSize: f.cfg.BlockSize, backend: f.rec.Backend, sock: p.kernel}
-	if f.index, err = f.driver.connect(s); err != nil {
-		return errors.Join(err, f.rec.abandon(f.cfg.Dir))
+	f.index, err = f.rec.make(f.cfg.Dir, func() (uint32, error) { return f.driver.connect(s) })
+	if err != nil {
+		return err
 	}
 	f.serve(ended)
 	if err := f.finishOpen(); err != nil {

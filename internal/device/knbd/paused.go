@@ -28,6 +28,8 @@ func Leftovers(dir string) ([]device.Paused, error) {
 }
 
 func leftovers(dir string) ([]*Paused, error) {
+	making.Lock()
+	defer making.Unlock()
 	recs, err := records(dir)
 	errs := []error{err}
 	var out []*Paused

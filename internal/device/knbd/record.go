@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"mars/internal/device/blockdev"
 	"mars/internal/vfs"
@@ -38,6 +39,23 @@ func newRecord(cfg *Config) record {
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	return record{Backend: backendMark + cfg.Name + ":" + hex.EncodeToString(nonce[:]), Name: cfg.Name, Resource: cfg.Resource, Tenure: cfg.Tenure, Link: cfg.Link}
+}
+
+// making is held while a record has no device yet: who tidies up records without a device must not find it.
+var making sync.Mutex
+
+// make records a device and has connect make it.
+func (r *record) make(dir string, connect func() (index uint32, err error)) (uint32, error) {
+	making.Lock()
+	defer making.Unlock()
+	if err := r.save(dir); err != nil {
+		return 0, err
+	}
+	index, err := connect()
+	if err != nil {
+		return 0, errors.Join(err, r.abandon(dir))
+	}
+	return index, nil
 }
 
 // file is where the record of a device is.

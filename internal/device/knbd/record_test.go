@@ -1,10 +1,12 @@
 package knbd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func testRecord(dir string) (record, error) {
@@ -93,5 +95,43 @@ func TestLeftoversOfAnEarlierBoot(t *testing.T) {
 	}
 	if left, err := Leftovers(filepath.Join(dir, "none")); err != nil || len(left) != 0 {
 		t.Errorf("without a directory: %v, %v", left, err)
+	}
+}
+
+// Who looks for what former processes have left, while a device is being made, does not take its record for one of those: it would remove the
+// record, or disconnect the device that has just come to it.
+func TestLeftoversWhileADeviceIsMade(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := newRecord(&Config{Name: "data", Resource: "id", Tenure: "t1", Link: filepath.Join(dir, "link")})
+	looked := make(chan error, 1)
+	index, err := r.make(dir, func() (uint32, error) {
+		go func() {
+			_, err := leftovers(dir)
+			looked <- err
+		}()
+		select {
+		case err := <-looked:
+			t.Errorf("it did not wait, and says %v", err)
+			looked <- err
+		case <-time.After(50 * time.Millisecond):
+		}
+		if got, err := records(dir); err != nil || len(got) != 1 || got[0] != r {
+			t.Errorf("%v, %v", got, err)
+		}
+		return 7, nil
+	})
+	if index != 7 || err != nil {
+		t.Errorf("device %d, %v", index, err)
+	}
+	if err := <-looked; err != nil {
+		t.Error(err)
+	}
+	refused := errors.New("no device")
+	if _, err := r.make(dir, func() (uint32, error) { return 0, refused }); !errors.Is(err, refused) {
+		t.Errorf("a device that is refused gives %v", err)
+	}
+	if got, err := records(dir); err != nil || len(got) != 0 {
+		t.Errorf("records without a device: %v, %v", got, err)
 	}
 }
