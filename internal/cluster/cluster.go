@@ -84,8 +84,8 @@ type Config struct {
 	DSCP map[transport.Class]int
 	// Bounds limits the metadata as a whole.
 	Bounds meta.Bounds
-	// KeepDeleted names keys, besides those of the nodes, whose deletion is remembered for ever; default none.
-	KeepDeleted func(key string) bool
+	// Final names keys, besides those of the nodes, that are never used again once they are deleted, see meta.Options; default none.
+	Final func(key string) bool
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -107,8 +107,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Network == nil {
 		c.Network = transport.TCP{}
 	}
-	if c.KeepDeleted == nil {
-		c.KeepDeleted = func(string) bool { return false }
+	if c.Final == nil {
+		c.Final = func(string) bool { return false }
 	}
 	return c, nil
 }
@@ -275,8 +275,8 @@ func advertised(configured, actual string) (string, error) {
 func (c *Cluster) openStore(node string, member bool) (*meta.Store, error) {
 	return meta.Open(filepath.Join(c.cfg.Dir, storeFile), meta.Options{
 		Node: node, Existing: member, Now: c.cfg.Now, Log: c.cfg.Log, Bounds: c.cfg.Bounds, Notifier: &c.notifier,
-		TrustClock:    c.trustClock,
-		KeepTombstone: func(key string) bool { return isNodeKey(key) || c.cfg.KeepDeleted(key) },
+		TrustClock: c.trustClock,
+		Final:      func(key string) bool { return IsNodeKey(key) || c.cfg.Final(key) },
 	})
 }
 

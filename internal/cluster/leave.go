@@ -34,7 +34,8 @@ func (c *Cluster) Leave(ctx context.Context, o LeaveOptions) error {
 	m.setLeaving(true)
 	defer m.setLeaving(false)
 	if err := m.sayGoodbye(ctx); err != nil && !o.Force {
-		return fmt.Errorf("leave cluster: %w: connect the network, or use --force and remove this node at another one later", err)
+		return fmt.Errorf("leave cluster: %w: if another node leaves at this moment try again, else connect the network, or use --force and remove this node at "+
+			"another one later", err)
 	} else if err != nil {
 		m.log.Warn("left without telling anybody", "err", err)
 	}
@@ -91,6 +92,9 @@ func (m *member) letGo(id string) error {
 	}
 	if m.evicted() {
 		return fmt.Errorf("node %s: %w", m.name, ErrEvicted)
+	}
+	if !m.isMember(id) {
+		return fmt.Errorf("node %s: %w: %s", m.name, ErrNoNode, id) // and nothing would remember that it has left
 	}
 	return m.store.Batch(m.removal(id))
 }

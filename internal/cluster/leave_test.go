@@ -95,6 +95,34 @@ func TestNewcomerWhomOnlyALeaverKnew(t *testing.T) {
 	}
 }
 
+// A node that was removed stays removed, whomever it reaches afterwards and whatever it says then: with another address its record is newer than its
+// removal, and who has heard of neither takes it for a member.
+func TestRemovedNodeComesBackThroughSomebodyUnaware(t *testing.T) {
+	w := newWorld(t)
+	all := w.cluster("a", "b")
+	a, b, c := all[0], all[1], w.open(w.config("c"))
+	w.cut("a", "b")
+	w.cut("a", "c")
+	w.join(c, b)
+	eventually(t, b, func() bool { n, err := b.Node("c"); return err == nil && n.Alive && !n.Pending })
+	id := c.Self().ID
+	must(t, c.Close())
+	eventually(t, b, func() bool { n, err := b.Node(id); return err == nil && !n.Alive })
+	must(t, b.RemoveNode(id))
+	w.heal()
+	w.cut("a", "b")
+	w.cut("b", "c")
+	back := w.open(c.cfg) // listens on another port
+	eventually(t, a, func() bool { n, err := a.Node(id); return err == nil && n.Alive })
+	w.heal()
+	eventually(t, a, func() bool { _, err := a.Node(id); return err != nil })
+	eventually(t, back, back.Evicted)
+	if n, err := b.Node(id); err == nil {
+		t.Errorf("it is back: %+v", n)
+	}
+	must(t, back.Leave(t.Context(), LeaveOptions{Force: true}))
+}
+
 // What somebody who leaves itself has confirmed could be lost with it.
 func TestLeaverConfirmsNoOther(t *testing.T) {
 	w := newWorld(t)

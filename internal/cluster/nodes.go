@@ -19,8 +19,8 @@ const nodePrefix = "node/"
 
 func nodeKey(id string) string { return nodePrefix + id }
 
-// isNodeKey tells whether key is the record of a node, and not one of its other facts.
-func isNodeKey(key string) bool {
+// IsNodeKey tells whether key is the record of a node, and not one of its other facts.
+func IsNodeKey(key string) bool {
 	id, ok := strings.CutPrefix(key, nodePrefix)
 	return ok && !strings.Contains(id, "/")
 }

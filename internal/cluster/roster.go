@@ -24,7 +24,7 @@ func NodeRecord(n NodeInfo) []byte {
 // in bad.
 func Roster(entries []meta.Entry) (nodes []NodeInfo, bad []error) {
 	for _, e := range entries {
-		if !isNodeKey(e.Key) {
+		if !IsNodeKey(e.Key) {
 			continue
 		}
 		id := strings.TrimPrefix(e.Key, nodePrefix)

@@ -39,8 +39,8 @@ type Options struct {
 	FlushEvery time.Duration
 	// TombstoneAge is how long deletions are remembered; default 30 days. A node that was away for longer may bring deleted keys back.
 	TombstoneAge time.Duration
-	// KeepTombstone names keys whose deletion is remembered for ever; default none.
-	KeepTombstone func(key string) bool
+	// Final names keys that are never used again once they are deleted: that is remembered for ever, and no value wins against it. Default none.
+	Final func(key string) bool
 	// TrustClock tells whether the wall clock is believed to be right, so that what is old by it may be forgotten for ever; default always.
 	TrustClock func() bool
 	// Notifier is signalled after each change; default one that only Watch uses.
@@ -59,8 +59,8 @@ func (o Options) withDefaults() Options {
 	if o.TombstoneAge == 0 {
 		o.TombstoneAge = 30 * 24 * time.Hour
 	}
-	if o.KeepTombstone == nil {
-		o.KeepTombstone = func(string) bool { return false }
+	if o.Final == nil {
+		o.Final = func(string) bool { return false }
 	}
 	if o.TrustClock == nil {
 		o.TrustClock = func() bool { return true }
@@ -110,7 +110,7 @@ func Open(path string, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{opts: opts, disk: d, commits: make(chan *commit, 64)}
-	s.mu.tree = NewTree(opts.Bounds)
+	s.mu.tree = NewTree(opts.Bounds, opts.Final)
 	s.mu.dirty = map[string]struct{}{}
 	floor, err := d.load(s.mu.tree)
 	if err != nil {
@@ -284,7 +284,7 @@ func (s *Store) mergeOne(e Entry) (changed bool, err error) {
 
 // forgotten tells whether e is a tombstone that was purged here, or would be soon.
 func (s *Store) forgotten(e Entry) bool {
-	if !e.Deleted || e.Stamp.Time >= s.horizon() || s.opts.KeepTombstone(e.Key) {
+	if !e.Deleted || e.Stamp.Time >= s.horizon() || s.opts.Final(e.Key) {
 		return false
 	}
 	_, known := s.mu.tree.Get(e.Key)

@@ -266,7 +266,7 @@ func TestBoundsHoldForEveryWayIn(t *testing.T) {
 }
 
 func TestOldTombstonesAreForgottenAndStayAway(t *testing.T) {
-	f := newFixture(t, func(o *Options) { o.KeepTombstone = func(key string) bool { return key == "keep" } })
+	f := newFixture(t, func(o *Options) { o.Final = func(key string) bool { return key == "keep" } })
 	for _, key := range []string{"gone", "keep"} {
 		must(t, f.Put(key, []byte("1")))
 		must(t, f.Delete(key))

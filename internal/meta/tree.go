@@ -59,6 +59,7 @@ func (b Bounds) withDefaults() Bounds {
 // Tree holds the newest known version of every key. It is not safe for concurrent use.
 type Tree struct {
 	bounds Bounds
+	final  func(key string) bool
 	items  map[string]*item
 	keys   []string // sorted
 	log    item     // ring, oldest change first; log itself is the anchor
@@ -76,9 +77,9 @@ type item struct {
 	prev, next *item
 }
 
-// NewTree returns an empty tree.
-func NewTree(b Bounds) *Tree {
-	t := &Tree{bounds: b.withDefaults(), items: map[string]*item{}}
+// NewTree returns an empty tree. The deletion of a final key wins against every value, whatever the stamps say; nil = there are no such keys.
+func NewTree(b Bounds, final func(key string) bool) *Tree {
+	t := &Tree{bounds: b.withDefaults(), final: final, items: map[string]*item{}}
 	t.log.prev, t.log.next = &t.log, &t.log
 	return t
 }
@@ -92,11 +93,19 @@ func (t *Tree) Apply(e Entry) (changed bool, err error) {
 	it := t.items[e.Key]
 	if it == nil {
 		it = t.insert(e.Key)
-	} else if e.Compare(it.entry) <= 0 {
+	} else if !t.newer(e, it.entry) {
 		return false, nil
 	}
 	t.replace(it, e)
 	return true, nil
+}
+
+// newer tells whether e wins against old, another version of the same key.
+func (t *Tree) newer(e, old Entry) bool {
+	if e.Deleted != old.Deleted && t.final != nil && t.final(e.Key) {
+		return e.Deleted
+	}
+	return e.Compare(old) > 0
 }
 
 // Room tells whether e fits into the bounds; the error wraps ErrFull. Changes that do not grow the tree always fit.

@@ -65,7 +65,7 @@ func TestTreeForgetsTheOrderOfDelivery(t *testing.T) {
 			for k := range j {
 				for l := range k {
 					permute([]Entry{world[i], world[j], world[k], world[l]}, func(first Digest, order []Entry) {
-						tree := NewTree(Bounds{})
+						tree := NewTree(Bounds{}, finalL)
 						apply(t, tree, order...)
 						apply(t, tree, order...)
 						if tree.Digest() != first {
@@ -78,9 +78,11 @@ func TestTreeForgetsTheOrderOfDelivery(t *testing.T) {
 	}
 }
 
+func finalL(key string) bool { return key == "l" }
+
 // permute calls f with each order of entries and the digest of the tree made in the given order.
 func permute(entries []Entry, f func(first Digest, order []Entry)) {
-	tree := NewTree(Bounds{})
+	tree := NewTree(Bounds{}, finalL)
 	for _, e := range entries {
 		_, _ = tree.Apply(e)
 	}
@@ -119,7 +121,7 @@ func randomEntry(r *rand.Rand) Entry {
 func TestTreeAgreesWithOracle(t *testing.T) {
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		tree, want := NewTree(Bounds{}), oracle{}
+		tree, want := NewTree(Bounds{}, nil), oracle{}
 		mark, atMark := uint64(0), oracle{}
 		for range 300 {
 			e := randomEntry(r)
@@ -172,7 +174,8 @@ func compareWithOracle(t *testing.T, tree *Tree, want oracle) {
 func TestDifferingMakesEqual(t *testing.T) {
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		a, b := NewTree(Bounds{}), NewTree(Bounds{})
+		final := func(key string) bool { return strings.HasPrefix(key, "a") }
+		a, b := NewTree(Bounds{}, final), NewTree(Bounds{}, final)
 		for range r.IntN(60) {
 			e := randomEntry(r)
 			if r.IntN(3) > 0 {
@@ -192,7 +195,7 @@ func TestDifferingMakesEqual(t *testing.T) {
 }
 
 func TestPurgeForgetsOldTombstonesOnly(t *testing.T) {
-	tree := NewTree(Bounds{})
+	tree := NewTree(Bounds{}, nil)
 	dead := func(key string, tm int64) Entry {
 		return Entry{Key: key, Deleted: true, Stamp: lamport.Stamp{Time: tm, Node: "a"}}
 	}
@@ -201,15 +204,33 @@ func TestPurgeForgetsOldTombstonesOnly(t *testing.T) {
 	if !slices.Equal(gone, []string{"old"}) || tree.Len() != 3 {
 		t.Fatalf("purged %v, %d left", gone, tree.Len())
 	}
-	want := NewTree(Bounds{})
+	want := NewTree(Bounds{}, nil)
 	apply(t, want, tree.Since(0)...)
 	if tree.Digest() != want.Digest() || tree.Bytes() != want.Bytes() || len(tree.Since(0)) != 3 {
 		t.Fatal("digest, size or log do not fit what is left")
 	}
 }
 
+// The deletion of a final key is never undone, not by what was written later either.
+func TestFinalDeletion(t *testing.T) {
+	at := func(tm int64) lamport.Stamp { return lamport.Stamp{Time: tm, Node: "a"} }
+	tree := NewTree(Bounds{}, func(key string) bool { return key == "final" })
+	for _, key := range []string{"final", "other"} {
+		apply(t, tree, Entry{Key: key, Stamp: at(1)}, Entry{Key: key, Stamp: at(2), Deleted: true}, Entry{Key: key, Stamp: at(3)})
+		if e, _ := tree.Get(key); e.Deleted != (key == "final") {
+			t.Errorf("%s: %+v", key, e)
+		}
+	}
+	apply(t, tree, Entry{Key: "late", Stamp: at(9)})
+	late := NewTree(Bounds{}, func(string) bool { return true })
+	apply(t, late, Entry{Key: "late", Stamp: at(9)}, Entry{Key: "late", Stamp: at(2), Deleted: true})
+	if e, _ := late.Get("late"); !e.Deleted || e.Stamp != at(2) {
+		t.Errorf("a deletion that is older than the value: %+v", e)
+	}
+}
+
 func TestRoom(t *testing.T) {
-	tree := NewTree(Bounds{Entries: 2, Bytes: 20})
+	tree := NewTree(Bounds{Entries: 2, Bytes: 20}, nil)
 	e := func(key string, size int) Entry { return Entry{Key: key, Value: make([]byte, size)} }
 	apply(t, tree, e("a", 9))
 	for _, c := range []struct {
@@ -240,7 +261,7 @@ func TestInvalidEntriesAreRefused(t *testing.T) {
 		"long node":          {Key: "a", Stamp: lamport.Stamp{Node: long}},
 		"value and deleted":  {Key: "a", Value: []byte("x"), Deleted: true},
 	} {
-		tree := NewTree(Bounds{})
+		tree := NewTree(Bounds{}, nil)
 		if changed, err := tree.Apply(e); !errors.Is(err, ErrInvalid) || changed || tree.Len() != 0 {
 			t.Errorf("%s: changed %v, %v", name, changed, err)
 		}
@@ -293,7 +314,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func BenchmarkApply(b *testing.B) {
-	tree := NewTree(Bounds{})
+	tree := NewTree(Bounds{}, nil)
 	for i := 0; b.Loop(); i++ {
 		_, _ = tree.Apply(Entry{Key: fmt.Sprintf("resource/r%d/pos", i%1000), Value: []byte("1234567890"), Stamp: lamport.Stamp{Time: int64(i), Node: "a"}})
 	}

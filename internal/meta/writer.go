@@ -114,7 +114,7 @@ func (s *Store) toWrite(batch []*commit) (entries []Entry) {
 			if !ok {
 				old, ok = s.mu.tree.Get(e.Key)
 			}
-			if !ok || e.Compare(old) > 0 {
+			if !ok || s.mu.tree.newer(e, old) {
 				newest[e.Key] = e
 				entries = append(entries, e)
 			}
@@ -147,7 +147,7 @@ func (s *Store) purge() error {
 		return nil // a clock that is ahead would forget deletions that others have not heard of yet
 	}
 	s.mu.Lock()
-	gone := s.mu.tree.Purge(s.horizon(), s.opts.KeepTombstone)
+	gone := s.mu.tree.Purge(s.horizon(), s.opts.Final)
 	for _, key := range gone {
 		delete(s.mu.dirty, key)
 	}

@@ -37,7 +37,7 @@ type Node struct {
 	hub     *nbd.Hub // nil: no NBD over TCP
 	store   logStore
 	stamps  stamps
-	syncs   turns // of logs, for peers
+	syncs   turns // of logs that only peers wait for
 	ships   turns // of small pieces of log
 	replays turns // of windows where there is no backlog
 	parsed  parsed
@@ -63,7 +63,9 @@ var errClosed = errors.New("marsd is stopping")
 // Open starts everything. The caller must Close the node.
 func Open(cfg config.Config, log *slog.Logger) (*Node, error) {
 	n := &Node{cfg: cfg, log: log, fs: vfs.OS(), started: time.Now(), version: Version,
-		runners: make(map[string]*runner), gone: make(map[string]bool)}
+		runners: make(map[string]*runner), gone: make(map[string]bool),
+		syncs: turns{gap: shipInterval, most: maxShipInterval}, ships: turns{gap: shipInterval, most: maxShipInterval},
+		replays: turns{gap: replayGap, most: maxReplayGap}}
 	for _, d := range []string{cfg.Dir, filepath.Join(cfg.Dir, "resource"), filepath.Join(cfg.Dir, "dev")} {
 		if err := n.fs.MkdirAll(d); err != nil {
 			return nil, fmt.Errorf("create %s: %w", d, err)
@@ -81,7 +83,7 @@ func Open(cfg config.Config, log *slog.Logger) (*Node, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	n.cluster, err = cluster.Open(cluster.Config{Dir: filepath.Join(cfg.Dir, "cluster"), NodeName: cfg.Name, Listen: cfg.Listen, Advertise: cfg.Advertise, Log: log,
-		KeepDeleted: resource.IsName})
+		Final: resource.IsName})
 	if err != nil {
 		n.closeHub()
 		return nil, errors.Join(err, lock.Close())

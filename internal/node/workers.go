@@ -21,7 +21,7 @@ import (
 
 // Log syncs that nobody but a peer waits for have a distance, and take at most a quarter of the time: they cost the application bandwidth.
 const (
-	shipInterval    = 2 * time.Millisecond // between two of this node
+	shipInterval    = 2 * time.Millisecond
 	maxShipInterval = 50 * time.Millisecond
 )
 
@@ -34,11 +34,12 @@ func (rep *replica) syncLog() {
 			return
 		case <-rep.vol.Waiters():
 		case <-rep.vol.Soon():
-			rep.holdSync(time.Until(next))
+			rep.holdSync(max(time.Until(next), rep.r.n.syncs.take()))
 		}
 		start := time.Now()
 		rep.vol.SyncStep()
-		next = rep.r.n.syncs.after(min(3*time.Since(start), maxShipInterval), shipInterval)
+		end := time.Now()
+		next = end.Add(min(max(3*end.Sub(start), shipInterval), maxShipInterval)) // a quarter of the time at most
 	}
 }
 
@@ -106,7 +107,7 @@ func (m *mover) setErr(err error) {
 const (
 	writebackAge   = 5 * time.Second        // how old a change gets on the primary before it is written back
 	writebackIdle  = 500 * time.Millisecond // without new writes it is written back at once
-	replayGap      = 20 * time.Millisecond  // between two windows of this node where it keeps up, at least: so they grow under load
+	replayGap      = 20 * time.Millisecond  // between two windows on a secondary that keeps up, at least: so they grow under load
 	maxReplayGap   = 200 * time.Millisecond // else it takes a tenth of the time: its flushes hold up those of primaries beside it
 	keepsUp        = 16 << 20               // bytes of log that wait for replay; with more there is no gap
 	retryAfter     = time.Second            // after an error
@@ -136,6 +137,7 @@ func (rep *replica) move() {
 
 // moveOnce does one step. It returns nil when it should be called again at once, else how long to wait.
 func (rep *replica) moveOnce() *time.Duration {
+	rep.awaitTurn()
 	w, worked, wait := rep.applyOnce()
 	if wait != nil {
 		return wait
@@ -148,6 +150,21 @@ func (rep *replica) moveOnce() *time.Duration {
 		return nil
 	}
 	return after(time.Second)
+}
+
+// awaitTurn keeps windows apart where there is no backlog.
+func (rep *replica) awaitTurn() {
+	w, n := rep.wish.Load(), rep.vol.Unapplied()
+	if w == nil || !w.plan.Replay || w.plan.Sync != "" || w.in.Local.Writable || n == 0 || n >= keepsUp {
+		return
+	}
+	t := time.NewTimer(max(time.Until(rep.mover.next), rep.r.n.replays.take()))
+	defer t.Stop()
+	select {
+	case <-rep.ctx.Done():
+	case <-rep.vol.Work(): // there is a backlog now
+	case <-t.C:
+	}
 }
 
 // applyOnce applies a window if that is wished and due. If it is not, or fails, wait says how long to wait.
@@ -164,9 +181,6 @@ func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
 	if w.in.Local.Writable && !rep.writebackDue() {
 		return w, false, after(writebackIdle / 2)
 	}
-	if !w.in.Local.Writable && rep.vol.Unapplied() < keepsUp {
-		sleep(rep.ctx, time.Until(rep.mover.next))
-	}
 	start := time.Now()
 	worked, err := rep.vol.ApplyStep()
 	if err != nil {
@@ -174,7 +188,8 @@ func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
 		return w, false, after(retryAfter)
 	}
 	if worked {
-		rep.mover.next = rep.r.n.replays.after(min(9*time.Since(start), maxReplayGap), replayGap)
+		end := time.Now()
+		rep.mover.next = end.Add(min(max(9*end.Sub(start), replayGap), maxReplayGap))
 		rep.r.wake()
 	}
 	return w, worked, nil

@@ -73,7 +73,7 @@ func TestMayJoin(t *testing.T) {
 // What was written about a deleted resource by somebody who did not know yet goes; what is on its way here (no name yet) stays.
 func TestLeftovers(t *testing.T) {
 	t.Parallel()
-	tree := meta.NewTree(meta.Bounds{})
+	tree := meta.NewTree(meta.Bounds{}, nil)
 	for i, k := range []string{"resource/1/name", "resource/1/facts/a", "resource/2/facts/a", "resource/2/member/b", "resource/3/facts/a", "resource/x"} {
 		e := meta.Entry{Key: k, Value: []byte("v")}
 		e.Stamp.Time = int64(i + 1)

@@ -26,7 +26,7 @@ type Server struct {
 	conn  Conn
 	log   Source
 	stamp func() int64
-	turn  func(time.Duration) time.Time
+	turn  func() time.Duration
 	lsn   history.LSN
 	buf   []byte
 }
@@ -37,9 +37,8 @@ type ServerConfig struct {
 	Log  Source
 	// Stamp gives the Lamport time.
 	Stamp func() int64
-	// Turn says when the next small chunk may go, given the distance that it should have from the one before; nil = that is all that counts. Sessions
-	// that share a machine can share it.
-	Turn func(gap time.Duration) time.Time
+	// Turn says how long to wait, in addition, after a small chunk, so that sessions can share a machine; nil = not at all.
+	Turn func() time.Duration
 	// Buf holds one frame's log; it must have room for the largest record of the log. nil = what any log needs.
 	Buf []byte
 }
@@ -154,7 +153,7 @@ func (s *Server) pause() time.Duration {
 	if s.turn == nil {
 		return smallGap
 	}
-	return time.Until(s.turn(smallGap))
+	return max(smallGap, s.turn())
 }
 
 // wait returns when changed is closed or d has passed.

@@ -34,15 +34,22 @@ type cached struct {
 	value any
 }
 
+// newTree makes one as packages cluster and node have it.
+func newTree() *meta.Tree {
+	return meta.NewTree(meta.Bounds{}, final)
+}
+
+func final(key string) bool { return cluster.IsNodeKey(key) || resource.IsName(key) }
+
 func newMetadata(n *node) *metadata {
-	m := &metadata{n: n, saved: meta.NewTree(meta.Bounds{})}
+	m := &metadata{n: n, saved: newTree()}
 	m.restart()
 	return m
 }
 
 // restart reads everything from the disk.
 func (m *metadata) restart() {
-	m.tree = meta.NewTree(meta.Bounds{})
+	m.tree = newTree()
 	for _, e := range m.saved.List("") {
 		m.tree.Apply(e)
 	}
@@ -170,7 +177,7 @@ func (m *metadata) merge(entries []meta.Entry) (early bool) {
 			}
 		}
 		m.apply(e)
-		if now, _ := m.tree.Get(e.Key); now.Stamp.Compare(before.Stamp) < 0 {
+		if now, _ := m.tree.Get(e.Key); now.Stamp.Compare(before.Stamp) < 0 && (before.Deleted || !now.Deleted || !final(e.Key)) {
 			m.n.w.failf("I8", "%s: the stamp of %s went back from %v to %v", m.n.id, e.Key, before.Stamp, now.Stamp)
 		}
 	}
@@ -473,7 +480,7 @@ func (g *gossip) takeEntries(payload []byte) {
 // letGo deletes the peer, which wants that.
 func (g *gossip) letGo(e *end) {
 	problem := ""
-	if g.n.leaving || g.n.evicted() {
+	if g.n.leaving || !g.n.knows(g.n.id) || !g.n.knows(e.peer.as) {
 		problem = cluster.ErrLeaving.Error()
 	} else if err := g.n.meta.commit(g.n.removal(e.peer.as)...); err != nil {
 		problem = err.Error()
