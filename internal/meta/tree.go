@@ -1,7 +1,8 @@
 // Package meta is the cluster's replicated metadata: a tree of small values that every node holds completely, that any node may change at
 // any time, also while it is alone, and that becomes the same everywhere when nodes talk to each other.
 //
-// Tree is the pure part: a merge in which the newest stamp wins (package lamport), deletions being tombstones. The merge is commutative,
+// Tree is the pure part: a merge in which the newest stamp wins (package lamport), deletions being tombstones. Keys that are never used again once
+// they are deleted are final: their deletion wins against every value, so that no wrong clock brings them back. The merge is commutative,
 // associative and idempotent, so that neither the order nor the number of deliveries matters. It does no IO, knows no clock and starts
 // nothing. Store is a Tree on disk with a clock.
 //
