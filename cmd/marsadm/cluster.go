@@ -101,8 +101,8 @@ func (a *app) leaveCluster() *cobra.Command {
 		Short: "End the membership of this node in its cluster, or of a dead one",
 		Long: `End this node's membership in its cluster. The other members forget it and refuse it from then on.
 
-Refused while this node has a replica of a resource (see leave-resource), and while no other member can be told; --force leaves
-without telling. With --host X --force it acts for a node X that is dead and cannot leave itself; X is refused by the others when it
+Refused while this node has a replica of a resource (see leave-resource), and while no other member can be told, or has taken all
+that was changed here (none does that while the clocks are far apart); --force leaves without telling. With --host X --force it acts for a node X that is dead and cannot leave itself; X is refused by the others when it
 comes back and has to join again.`,
 		Example: "  marsadm leave-cluster\n  marsadm leave-cluster --host node-b --force",
 		RunE: a.runs(func(ctx context.Context, _ []string) error {

@@ -50,6 +50,8 @@ var (
 	ErrLeaving = errors.New("this host is leaving the cluster")
 	// ErrEvicted says that another member has removed this node: what it changes nobody takes any more.
 	ErrEvicted = errors.New("this node was removed from its cluster: use leave-cluster --force, then join again")
+	// ErrRefused keeps a node in the cluster whose changes another one could not take: they would be lost.
+	ErrRefused = errors.New("it has refused changes that are stamped too far in the future: correct the clocks, and wait a moment")
 	// ErrConfig says that the configuration does not allow what was asked for.
 	ErrConfig = errors.New("configuration")
 	// ErrClosed says that the Cluster was closed.

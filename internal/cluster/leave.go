@@ -83,8 +83,9 @@ func (m *member) goodbyeTo(ctx context.Context, p *peer) error {
 	return err
 }
 
-// letGo ends the membership of a peer that asks for that. Who is about to leave, or was removed, cannot confirm: nobody would take it from here.
-func (m *member) letGo(id string) error {
+// letGo ends the membership of a peer that asks for that. Who is about to leave, or was removed, cannot confirm: nobody would take it from here. Who
+// has refused what the peer has changed with a wrong clock must not: that would be lost with the peer.
+func (m *member) letGo(id string, refused bool) error {
 	m.changes.RLock()
 	defer m.changes.RUnlock()
 	if m.leaving {
@@ -95,6 +96,9 @@ func (m *member) letGo(id string) error {
 	}
 	if !m.isMember(id) {
 		return fmt.Errorf("node %s: %w: %s", m.name, ErrNoNode, id) // and nothing would remember that it has left
+	}
+	if refused {
+		return fmt.Errorf("node %s: %w", m.name, ErrRefused)
 	}
 	return m.store.Batch(m.removal(id))
 }

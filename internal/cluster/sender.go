@@ -82,7 +82,7 @@ func (s *session) round() error {
 		return err
 	}
 	for _, r := range requests {
-		if err := s.conn.WriteFrame(kindRequest, encodeRequest(r.nonce, r.what)); err != nil {
+		if err := s.sendRequest(r); err != nil {
 			return err
 		}
 	}
@@ -163,6 +163,17 @@ func (s *session) withoutEcho(entries []meta.Entry) []meta.Entry {
 	return out
 }
 
+// sendRequest sends a request. With that to be let go goes all that is here: the peer takes it or refuses the request, whatever it has refused before.
+func (s *session) sendRequest(r outgoingRequest) error {
+	if r.what == requestLeave {
+		all, _ := s.p.m.store.Since(0)
+		if err := sendEntries(s.conn, all); err != nil {
+			return err
+		}
+	}
+	return s.conn.WriteFrame(kindRequest, encodeRequest(r.nonce, r.what))
+}
+
 // answer carries a request of the peer out and sends the result.
 func (s *session) answer(a answer) error {
 	var problem error
@@ -170,7 +181,7 @@ func (s *session) answer(a answer) error {
 	case requestSync:
 		problem = s.p.m.store.Flush()
 	case requestLeave:
-		problem = s.p.m.letGo(s.p.id)
+		problem = s.p.m.letGo(s.p.id, a.refused)
 	}
 	if problem == nil {
 		// What this has changed here shall be there before the answer.

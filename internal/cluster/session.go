@@ -32,7 +32,8 @@ var (
 //	begin          send hello and the digest of the own tree
 //	digest arrives send all entries in the buckets that differ; from then on the session is ready
 //	own change     (ready) send what changed since the last time, except what came from this very peer in the same version
-//	request        (ready) send changes first, then the request; so the answer says that all that was here then is there now
+//	request        (ready) send changes first, then the request; so the answer says that all that was here then is there now.
+//	               With the last one, that to be let go, everything is sent once more: what was refused for its time would be lost
 //	request comes  do it, send changes first, then the answer; so when it arrives all that was there then is here
 //	each second    ping
 //	each minute    send the digest again; also with the next ping after something was refused for its time, once the clocks agree again
@@ -68,7 +69,11 @@ type outgoingRequest struct {
 }
 
 // answer is a request of the peer.
-type answer = outgoingRequest
+type answer struct {
+	nonce   uint64
+	what    requestKind
+	refused bool // something that the peer has sent before was too far in the future
+}
 
 func newSession(p *peer, conn *transport.Conn, outgoing bool) *session {
 	s := &session{p: p, conn: conn, outgoing: outgoing, wake: make(chan struct{}, 1)}
@@ -254,7 +259,7 @@ func (s *session) takeRequest(payload []byte) error {
 	if len(s.mu.answers) >= maxQueue {
 		return fmt.Errorf("%w: too many requests at once", errProtocol)
 	}
-	s.mu.answers = append(s.mu.answers, answer{nonce, what})
+	s.mu.answers = append(s.mu.answers, answer{nonce, what, s.refused})
 	s.signal()
 	return nil
 }

@@ -363,7 +363,7 @@ func (n *node) leaveCluster(c *command, force bool) error {
 		}
 		asked = true
 		g.asking = func(err error) { asked, told = false, told || err == nil }
-		g.send()
+		g.sendEntries(n.meta.tree.Since(0)) // what the peer has refused for its time before, too: it takes it now, or does not confirm
 		return false, g.conn.WriteFrame(frameLeave)
 	}
 	return nil

@@ -482,6 +482,8 @@ func (g *gossip) letGo(e *end) {
 	problem := ""
 	if g.n.leaving || !g.n.knows(g.n.id) || !g.n.knows(e.peer.as) {
 		problem = cluster.ErrLeaving.Error()
+	} else if g.early {
+		problem = cluster.ErrRefused.Error()
 	} else if err := g.n.meta.commit(g.n.removal(e.peer.as)...); err != nil {
 		problem = err.Error()
 	}
