@@ -102,8 +102,9 @@ func (a *app) leaveResource() *cobra.Command {
 		Long: `Give up the replica of this node: its logs are deleted, its disk is left as it is. Log that only this member still needed can
 then be deleted everywhere; a split brain ends when one side leaves.
 
-Refused while this node is primary or the disk is attached (see secondary, detach). With --host X --force it acts for a node X
-that is dead and cannot leave itself; X is refused by the others when it comes back and has to join again.`,
+Refused while this node is primary or the disk is attached (see secondary, detach), and while the node that holds the right to write
+is not heard: it may have passed it to this one. With --host X --force it acts for a node X that is dead and cannot leave itself; X
+is refused by the others when it comes back and has to join again.`,
 		Example: "  marsadm leave-resource mydata\n  marsadm leave-resource mydata --host node-b --force",
 		RunE: a.runs(func(ctx context.Context, args []string) error {
 			return a.do(ctx, control.Command{Verb: control.VerbLeaveResource, Resource: args[0], Host: host, Force: force})

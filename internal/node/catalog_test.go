@@ -56,9 +56,10 @@ func FuzzFacts(f *testing.F) {
 		plan := resource.Decide(in)
 		resource.Describe(in, plan)
 		resource.Next(&in.Local, &plan)
-		for _, may := range []func(*resource.Input) error{resource.MayBePrimary, resource.MayWish, resource.MayForce, resource.MayInvalidate, resource.MayLeave} {
+		for _, may := range []func(*resource.Input) error{resource.MayBePrimary, resource.MayWish, resource.MayForce, resource.MayInvalidate} {
 			_ = may(&in) // its opinion does not matter here
 		}
+		_ = resource.MayLeave(&in, false)
 		thrownAway(in)
 	})
 }

@@ -205,7 +205,7 @@ func (n *Node) leaveResource(ctx context.Context, e entry, c control.Command) (c
 
 type leaving struct {
 	changes []meta.Change
-	force   bool // although nobody confirms that a consistent replica remains
+	force   bool // although nobody confirms that a consistent replica remains, and that somebody may write
 }
 
 // leaveSelf leaves on the runner's goroutine, so that this node cannot become primary between the checks and the end.
@@ -214,7 +214,7 @@ func (n *Node) leaveSelf(ctx context.Context, e entry, l leaving) error {
 	if err != nil {
 		return err
 	}
-	if err := n.mayLeave(e); err != nil {
+	if err := n.mayLeave(e, l.force); err != nil {
 		return err
 	}
 	return r.do(ctx, func() error {
@@ -225,7 +225,7 @@ func (n *Node) leaveSelf(ctx context.Context, e entry, l leaving) error {
 				return fmt.Errorf("leave-resource %s: %w (--force leaves nevertheless)", e.name, err)
 			}
 		}
-		err := n.mayLeave(n.catalog()[e.id]) // somebody may have passed the right to write to us meanwhile
+		err := n.mayLeave(n.catalog()[e.id], l.force) // somebody may have passed the right to write to us meanwhile
 		if err == nil {
 			err = n.cluster.Batch(l.changes)
 		}
@@ -237,7 +237,7 @@ func (n *Node) leaveSelf(ctx context.Context, e entry, l leaving) error {
 }
 
 // mayLeave refuses what would leave the resource without anybody who may write.
-func (n *Node) mayLeave(e entry) error {
+func (n *Node) mayLeave(e entry, force bool) error {
 	r, err := n.mine(e)
 	if err != nil {
 		return err
@@ -246,7 +246,7 @@ func (n *Node) mayLeave(e entry) error {
 	if !ok {
 		return nil
 	}
-	return n.refusal(e, in, resource.MayLeave(&in))
+	return n.refusal(e, in, resource.MayLeave(&in, force))
 }
 
 func (n *Node) awaitGone(ctx context.Context, id, node string) error {

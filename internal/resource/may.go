@@ -113,8 +113,9 @@ func MayInvalidate(in *Input) error {
 	return nil
 }
 
-// MayLeave refuses what would leave the resource without anybody who may write.
-func MayLeave(in *Input) error {
+// MayLeave refuses what would leave the resource without anybody who may write. Only the word of the operator (force) lets a node go that may have
+// got the right to write from somebody who is not heard.
+func MayLeave(in *Input, force bool) error {
 	switch {
 	case len(in.Peers) == 0:
 		return errors.New("this is the last replica of RES; `marsadm delete-resource RES` deletes the resource")
@@ -123,7 +124,45 @@ func MayLeave(in *Input) error {
 	case HoldsToken(in):
 		return errors.New("this node holds the right to write RES; make another node primary first")
 	}
+	if force {
+		return nil
+	}
+	return mayBePassed(in)
+}
+
+// mayBePassed returns an error if the right to write may have been passed to this node by log that is not here yet.
+func mayBePassed(in *Input) error {
+	p := &in.Local.Path
+	x := furthest(in)
+	if x != nil {
+		p = &x.Facts.Path
+	}
+	h := p.Holder()
+	if h == in.Self && x != nil && !in.Former.Voids(p) {
+		return fmt.Errorf("the right to write RES is this node's by log that node %s has and that is not here yet: wait for it and make another node "+
+			"primary first, or use --force", x.Node)
+	}
+	if o := in.peer(h); o != nil && !o.Alive {
+		return fmt.Errorf("node %s holds the right to write RES and is unreachable; it may have passed it to this node meanwhile: wait for it, "+
+			"make another node primary with --force first, or use --force here", h)
+	}
 	return nil
+}
+
+// furthest returns the member whose history, as known here, goes on furthest from where this node is; nil if none does.
+func furthest(in *Input) *Peer {
+	p := &in.Local.Path
+	var best *Peer
+	for i := range in.Peers {
+		x := &in.Peers[i]
+		if x.Facts == nil || len(x.Facts.Path.Timelines) == 0 || x.Facts.Sync != nil {
+			continue
+		}
+		if r := history.Compare(p, &x.Facts.Path); r.Contained() && r.TailB > 0 {
+			p, best = &x.Facts.Path, x
+		}
+	}
+	return best
 }
 
 // HoldsToken reports whether the right to write would go with this node. Where its own replica cannot tell, the histories of the others do.

@@ -126,7 +126,8 @@ func TestForcedInVain(t *testing.T) {
 	}
 }
 
-// The right to write does not leave with a replica that cannot tell who has it (seeds 291, 10358).
+// The right to write does not leave with a replica that cannot tell who has it (seeds 291, 10358), nor is it passed to somebody who has left since
+// (seed 21328: a passed it to b, died before it could tell anybody, and b left).
 func TestMayLeave(t *testing.T) {
 	t.Parallel()
 	mine := func(f *Facts) { f.Path.Successor = "b" }
@@ -136,6 +137,15 @@ func TestMayLeave(t *testing.T) {
 	}
 	syncing := func(in Input) Input {
 		in.Local.Sync, in.Local.Consistent = &volume.SyncState{}, false
+		return in
+	}
+	dead := func(p Peer) Peer {
+		p.Alive = false
+		return p
+	}
+	failedOver := func(in Input, peers ...Peer) Input {
+		p := walk(60, timeline(1, "a", 0), timeline(2, "c", 40))
+		in.Designated, in.Local.Path, in.Peers = "c", p, append(peers, at("c", 60, func(f *Facts) { f.Path = p }))
 		return in
 	}
 	for _, c := range []struct {
@@ -150,10 +160,22 @@ func TestMayLeave(t *testing.T) {
 		{"detached, the others know nothing", away(self(50, Peer{Node: "a"})), false},
 		{"syncing, the others say that the token is here", syncing(self(50, at("a", 50, mine))), false},
 		{"syncing, another one has the token", syncing(self(50, at("a", 50, writable))), true},
+		{"the others say that the token is here, in log that is not here yet", self(40, at("a", 50, mine)), false},
+		{"who was primary is not heard", self(50, dead(at("a", 50, writable)), at("c", 50, nil)), false},
+		{"who was primary and nothing is known of is not heard", self(50, Peer{Node: "a"}, at("c", 50, nil)), false},
+		{"who has the token by log that is not here yet is not heard", self(40, at("a", 50, func(f *Facts) { f.Path.Successor = "c" }), dead(at("c", 40, nil))), false},
+		{"syncing, who was primary is not heard", syncing(self(50, dead(at("a", 50, writable)), at("c", 50, nil))), false},
+		{"a secondary that has no token is not heard", self(50, at("a", 50, writable), dead(at("c", 50, nil))), true},
+		{"who was primary is not heard, but another one was forced", failedOver(self(50), dead(at("a", 50, writable))), true},
+		{"who was primary has left", failedOver(self(50)), true},
 	} {
-		if err := MayLeave(&c.in); (err == nil) != c.may {
+		if err := MayLeave(&c.in, false); (err == nil) != c.may {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+	in := self(50, dead(at("a", 50, writable)), at("c", 50, nil))
+	if err := MayLeave(&in, true); err != nil {
+		t.Errorf("with --force: %v", err)
 	}
 }
 

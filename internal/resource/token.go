@@ -89,7 +89,7 @@ func waitForToken(in *Input) string {
 	x := in.peer(h)
 	switch {
 	case x == nil:
-		return "the right to write, whose holder " + h + " is no member"
+		return "the right to write, whose holder " + h + " is no member (or use primary --force)"
 	case x.Former.Voids(&in.Local.Path):
 		return "the rest of the log, which node " + h + " had before its replica was thrown away (or use primary --force)"
 	case !x.Alive:

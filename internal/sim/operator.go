@@ -316,7 +316,7 @@ func (r *replica) leave(c *command, e *entry) error {
 	if !ok {
 		return errors.New("the resource is gone")
 	}
-	if err := resource.MayLeave(&in); err != nil {
+	if err := resource.MayLeave(&in, false); err != nil {
 		return err
 	}
 	changes := resource.Removal(r.res.id, r.n.id, e.designated)
@@ -330,7 +330,7 @@ func (r *replica) leave(c *command, e *entry) error {
 			return !r.alive(), p.err
 		}
 		if in, ok := r.observe(); ok {
-			if err := resource.MayLeave(&in); err != nil {
+			if err := resource.MayLeave(&in, false); err != nil {
 				return false, err // somebody may have passed the right to write to us meanwhile
 			}
 		}
