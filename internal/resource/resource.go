@@ -365,7 +365,8 @@ func follow(in *Input, p *Plan) {
 	}
 	if s := splitWith(in, ref); s != nil {
 		p.Split = s
-		p.Replay = p.Replay && in.Local.Path.Tip().Origin == in.Self // our own writes belong onto our own disk
+		// Our own writes belong onto our own disk, and so does what an operator has made this node primary with: a failover waits for the backlog.
+		p.Replay = p.Replay && (in.Local.Path.Tip().Origin == in.Self || in.Designated == in.Self)
 		return
 	}
 	p.WaitsFor = "node " + ref.Node + " to take back an empty timeline"

@@ -126,6 +126,20 @@ func TestForcedInVain(t *testing.T) {
 	}
 }
 
+// In a split brain nobody replays what others have written, but who shall be primary does: a primary --force waits for the backlog (seed 230).
+func TestReplayInASplit(t *testing.T) {
+	t.Parallel()
+	for designated, want := range map[string]bool{"a": false, "b": true} {
+		theirs := at("a", 60, func(f *Facts) { f.Path = walk(60, timeline(1, "a", 0), timeline(2, "a", 40)); f.Path.LastData = 60 })
+		in := self(60, theirs)
+		in.Local.Path = walk(60, timeline(1, "a", 0), timeline(3, "c", 40))
+		in.Local.Path.LastData, in.Designated = 60, designated
+		if p := Decide(in); p.Split == nil || p.Replay != want {
+			t.Errorf("with %s designated: split %v, replay %v", designated, p.Split, p.Replay)
+		}
+	}
+}
+
 // The right to write does not leave with a replica that cannot tell who has it (seeds 291, 10358), nor is it passed to somebody who has left since
 // (seed 21328: a passed it to b, died before it could tell anybody, and b left).
 func TestMayLeave(t *testing.T) {
