@@ -127,7 +127,28 @@ func MayLeave(in *Input, force bool) error {
 	if force {
 		return nil
 	}
+	if h := in.Local.Path.Successor; h != "" && onlyHere(in) {
+		return fmt.Errorf("the right to write RES was passed to node %s, and no other member has the log up to there yet: wait until it is primary, or use "+
+			"--force, which may lose the end of the log", h)
+	}
 	return mayBePassed(in)
+}
+
+// onlyHere reports whether somebody waits for the end of the log here, and nobody else is known to have it.
+func onlyHere(in *Input) bool {
+	waits := false
+	for i := range in.Peers {
+		x := &in.Peers[i]
+		if x.Facts == nil {
+			continue
+		}
+		r := history.Compare(&in.Local.Path, &x.Facts.Path)
+		if r.TailA == 0 && !r.Unrelated {
+			return false
+		}
+		waits = waits || r.TailB == 0 && !r.Unrelated
+	}
+	return waits && in.Local.Open
 }
 
 // mayBePassed returns an error if the right to write may have been passed to this node by log that is not here yet.

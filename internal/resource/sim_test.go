@@ -141,7 +141,8 @@ func TestReplayInASplit(t *testing.T) {
 }
 
 // The right to write does not leave with a replica that cannot tell who has it (seeds 291, 10358), nor is it passed to somebody who has left since
-// (seed 21328: a passed it to b, died before it could tell anybody, and b left).
+// (seed 21328: a passed it to b, died before it could tell anybody, and b left), nor does a log
+// leave that whoever it was passed to still waits for (seed 1393).
 func TestMayLeave(t *testing.T) {
 	t.Parallel()
 	mine := func(f *Facts) { f.Path.Successor = "b" }
@@ -157,6 +158,11 @@ func TestMayLeave(t *testing.T) {
 		p.Alive = false
 		return p
 	}
+	passed := func(in Input) Input {
+		in.Local.Path.Successor = "a"
+		return in
+	}
+	knows := func(f *Facts) { f.Path.Successor = "a" }
 	failedOver := func(in Input, peers ...Peer) Input {
 		p := walk(60, timeline(1, "a", 0), timeline(2, "c", 40))
 		in.Designated, in.Local.Path, in.Peers = "c", p, append(peers, at("c", 60, func(f *Facts) { f.Path = p }))
@@ -182,6 +188,9 @@ func TestMayLeave(t *testing.T) {
 		{"a secondary that has no token is not heard", self(50, at("a", 50, writable), dead(at("c", 50, nil))), true},
 		{"who was primary is not heard, but another one was forced", failedOver(self(50), dead(at("a", 50, writable))), true},
 		{"who was primary has left", failedOver(self(50)), true},
+		{"has passed the token, by log that nobody else has", passed(self(50, at("a", 40, nil), at("c", 40, nil))), false},
+		{"has passed the token, by log that somebody else has", passed(self(50, at("a", 40, nil), at("c", 50, knows))), true},
+		{"has passed the token, and its holder has that", passed(self(50, at("a", 50, knows), at("c", 40, nil))), true},
 	} {
 		if err := MayLeave(&c.in, false); (err == nil) != c.may {
 			t.Errorf("%s: %v", c.name, err)

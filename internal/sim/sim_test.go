@@ -66,7 +66,7 @@ func TestSeedsOfBugs(t *testing.T) {
 		t.Skip("takes long under the race detector, which has nothing to find in one goroutine")
 	}
 	for _, seed := range []uint64{17, 25, 38, 45, 72, 81, 87, 105, 110, 125, 161, 222, 291, 1200, 1277, 1606, 10264, 10358, 10675, 10953, 20228, 200132,
-		348, 10108, 10699, 30020, 50371, 90691, 120396, 4334, 4799, 200154, 21912, 21328} {
+		348, 10108, 10699, 30020, 50371, 90691, 120396, 4334, 4799, 200154, 21912, 21328, 2172, 23250, 1393} {
 		if r := Run(Options{Seed: seed}); r.Failure != nil {
 			t.Error(r.Report(40))
 		}
