@@ -108,7 +108,7 @@ const (
 	writebackAge   = 5 * time.Second        // how old a change gets on the primary before it is written back
 	writebackIdle  = 500 * time.Millisecond // without new writes it is written back at once
 	replayGap      = 20 * time.Millisecond  // between two windows on a secondary that keeps up, at least: so they grow under load
-	maxReplayGap   = 200 * time.Millisecond // else it takes a tenth of the time: its flushes hold up those of primaries beside it
+	maxReplayGap   = 200 * time.Millisecond // else it takes a quarter of the time
 	keepsUp        = 16 << 20               // bytes of log that wait for replay; with more there is no gap
 	retryAfter     = time.Second            // after an error
 	housekeepEvery = time.Second
@@ -189,7 +189,7 @@ func (rep *replica) applyOnce() (w *wish, worked bool, wait *time.Duration) {
 	}
 	if worked {
 		end := time.Now()
-		rep.mover.next = end.Add(min(max(9*end.Sub(start), replayGap), maxReplayGap))
+		rep.mover.next = end.Add(min(max(3*end.Sub(start), replayGap), maxReplayGap))
 		rep.r.wake()
 	}
 	return w, worked, nil
