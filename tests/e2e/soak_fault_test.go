@@ -97,11 +97,12 @@ func (s *soak) goOn(down []*soakVolume) {
 	}
 }
 
-// daemonFlags give a daemon less room for its logs, or no write cache.
+// daemonFlags give a daemon less room for its logs, or no write cache. The room is enough for what a file system writes when it is mounted, because the
+// soak waits for that while the network may be bad, and a primary keeps its log for members that it cannot reach.
 func (s *soak) daemonFlags() []string {
 	switch s.rnd.IntN(5) {
 	case 0, 1:
-		return []string{"--log-limit", fmt.Sprintf("%dMiB", 40+s.rnd.IntN(40))}
+		return []string{"--log-limit", fmt.Sprintf("%dMiB", 160+s.rnd.IntN(80))}
 	case 2:
 		return []string{"--write-cache", "off"}
 	}
